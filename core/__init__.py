@@ -1,0 +1,1 @@
+"""The core of diffusion: schedules, kernels, denoisers, objectives, samplers, bounds and training."""

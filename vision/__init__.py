@@ -1,0 +1,1 @@
+"""Images: networks, data, pipeline, training and evaluation."""
