@@ -1,0 +1,199 @@
+"""Options of the image commands, as they appear on the command line and in `config.json`.
+
+No torch here: `polydiff train vision --help` reads this module alone. Names such as `--schedule cosine` are turned into
+objects by the commands, nowhere deeper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..core.config import Invocation, Range
+
+__all__ = ["Demo", "Evaluate", "Network", "Sample", "Train", "Training"]
+
+Count = Annotated[int, Range(1, 10**9)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+DataSet = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
+Sampler = Literal["ancestral", "ddim", "euler", "heun", "dpm-solver++"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The denoising network."""
+
+    kind: Literal["unet", "dit"] = "unet"
+    """Architecture: convolutional U-Net or diffusion transformer."""
+    width: Annotated[int, Range(4, 16_384)] = 64
+    """Channels of the U-Net's first level, or of every transformer block."""
+    multipliers: tuple[Annotated[int, Range(1, 64)], ...] = (1, 2)
+    """U-Net: channels of each level in units of width; each level halves height and width."""
+    blocks: Annotated[int, Range(1, 1024)] = 2
+    """Residual blocks per level of the U-Net, or transformer blocks in all."""
+    attention: tuple[Annotated[int, Range(0, 9)], ...] = ()
+    """U-Net: levels with self-attention, 0 the finest; the middle always has it."""
+    heads: Annotated[int, Range(1, 1024)] = 4
+    """Attention heads."""
+    patch: Annotated[int, Range(1, 64)] = 1
+    """Patches of this many pixels squared enter as one: faster, coarser."""
+    dropout: Annotated[float, Range(0, 0.99)] = 0.0
+    """Probability of dropping a feature in training."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training loop."""
+
+    steps: Count = 10_000
+    """Optimizer steps in all."""
+    batch_size: Annotated[int, Range(1, 2**20)] = 128
+    """Images per step, over all processes."""
+    accumulate: Annotated[int, Range(1, 2**16)] = 1
+    """Parts in which each batch passes through the network, to save memory."""
+    learning_rate: Annotated[float, Range(0, 1e3)] = 1e-3
+    """Peak learning rate of Adam."""
+    warmup: Annotated[int, Range(0, 10**9)] = 200
+    """Steps in which the learning rate rises from zero."""
+    ema: Annotated[float, Range(0, 0.9999999)] = 0.999
+    """Decay per step of the averaged weights that sampling uses; 0 for none."""
+    clip: Annotated[float, Range(0, 1e9)] = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic inside the network."""
+    workers: Annotated[int, Range(0, 1024)] = 0
+    """Processes that prepare batches beside each training process."""
+    seed: Seed = 0
+    """Decides initial weights, order of the data and noise."""
+    checkpoint_every: Count = 1_000
+    """Steps between checkpoints."""
+    keep: Annotated[int, Range(1, 10**6)] = 2
+    """Checkpoints kept, the newest."""
+    log_every: Count = 50
+    """Steps between entries for TensorBoard."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a diffusion model of images.
+
+    Writes the configuration, checkpoints, logs for TensorBoard and the finished model into the folder --out. On several
+    devices: torchrun --nproc-per-node N -m polydiff.vision.train, with the same options.
+    """
+
+    data: DataSet | Path = "digits"
+    """A data set by name, or the path of a folder of images (one subfolder per class) or of an .npz file."""
+    data_root: Path | None = None
+    """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
+    size: Annotated[int, Range(1, 16_384)] | None = None
+    """For a folder: images are resized and cut to this height and width."""
+    out: Path = Path("runs/vision")
+    """Folder of the run."""
+    network: Network = field(default_factory=Network)
+    schedule: Literal["linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"] = "cosine"
+    """Noise schedule."""
+    parametrisation: Literal["eps", "x0", "v", "score", "edm"] = "v"
+    """What the network predicts."""
+    weighting: Literal["uniform", "likelihood", "min-snr", "p2", "edm"] = "uniform"
+    """Weight of each noise level in the loss."""
+    label_dropout: Annotated[float, Range(0, 1)] = 0.1
+    """Share of examples that hide their class, which classifier-free guidance needs."""
+    training: Training = field(default_factory=Training)
+    config: Annotated[Path | None, Invocation()] = None
+    """Read options from this file, such as a run's config.json; flags given beside it win."""
+    resume: Annotated[bool, Invocation()] = False
+    """Go on from the newest valid checkpoint in --out, with the options kept there."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a trained model; writes one PNG each and a grid into the folder --out.
+
+    On several devices or cores: --processes N. The images do not depend on the number of processes.
+    """
+
+    model: str = "fashion-mnist"
+    """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
+    label: tuple[str, ...] = ()
+    """Classes to draw, by name or number, in turn; none for all classes in turn."""
+    count: Annotated[int, Range(1, 10**7)] = 16
+    """Number of images."""
+    steps: Annotated[int, Range(1, 100_000)] = 50
+    """Steps of the sampler."""
+    sampler: Sampler = "ddim"
+    """Algorithm."""
+    guidance: Annotated[float, Range(0, 1e3)] = 1.0
+    """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
+    batch_size: Annotated[int, Range(1, 2**20)] = 64
+    """Images that pass through the network at once."""
+    processes: Annotated[int, Range(1, 1024)] = 1
+    """Processes that share the work."""
+    seed: Seed = 0
+    """Image i depends on this seed and i alone."""
+    out: Path = Path("runs/samples")
+    """Folder for the images."""
+    config: Annotated[Path | None, Invocation()] = None
+    """Read options from this file, such as a run's config.json; flags given beside it win."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained model against held-out images; prints a table and writes it with its options into --out.
+
+    Each figure stands beside the same figure of real images, which is what a perfect model would reach.
+    """
+
+    model: str = "fashion-mnist"
+    """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
+    data: DataSet | Path = "fashion-mnist"
+    """The data set that the model was trained on: a name, or a path as for train."""
+    data_root: Path | None = None
+    """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
+    size: Annotated[int, Range(1, 16_384)] | None = None
+    """For a folder: images are resized and cut to this height and width."""
+    metrics: tuple[Literal["fid", "kid", "prdc", "agreement", "nearest", "bits"], ...] = (
+        "fid",
+        "kid",
+        "prdc",
+        "agreement",
+        "nearest",
+        "bits",
+    )
+    """Figures to compute: Frechet and kernel distance, precision/recall/density/coverage, share of samples that a
+    classifier reads as the class asked for, distance to the nearest training image, bits per dimension."""
+    features: Literal["auto", "inception", "classifier"] = "auto"
+    """Feature space of the distances; auto takes Inception where its weights can be had. Figures name theirs."""
+    count: Annotated[int, Range(2, 10**7)] = 1_000
+    """Images to draw."""
+    steps: Annotated[int, Range(1, 100_000)] = 50
+    """Steps of the sampler."""
+    sampler: Sampler = "ddim"
+    """Algorithm."""
+    guidance: Annotated[float, Range(0, 1e3)] = 1.0
+    """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
+    batch_size: Annotated[int, Range(1, 2**20)] = 64
+    """Images that pass through a network at once."""
+    processes: Annotated[int, Range(1, 1024)] = 1
+    """Processes that share the sampling."""
+    seed: Seed = 0
+    """Decides every random choice."""
+    out: Path = Path("runs/evaluation")
+    """Folder for the results."""
+    config: Annotated[Path | None, Invocation()] = None
+    """Read options from this file, such as a run's config.json; flags given beside it win."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small model on the digits, sample it, evaluate it, and show all that on one page, index.html.
+
+    Takes a few minutes on two cores and needs no download.
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder for the page and the run behind it."""
+    quick: bool = False
+    """A few steps only: the page comes out in seconds, the pictures do not."""
+    seed: Seed = 0
+    """Decides every random choice."""
