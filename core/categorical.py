@@ -91,7 +91,7 @@ class Categorical(Kernel[Tensor, Tensor]):
         rows = self._rows(alpha_s, belief)
         through_pi = self.log_pi.to(belief) + joined.logsumexp(-1, keepdim=True)
         forward = log_add(log(rows).to(belief) + joined, log(1 - rows).to(belief) + through_pi)
-        return Discrete((forward + self._evidence(x_t, self._survival(t, s)).to(belief)).log_softmax(-1))
+        return Discrete(normalised(forward + self._evidence(x_t, self._survival(t, s)).to(belief)))
 
     def likelihood(self, belief: Tensor, t: Time) -> Discrete:
         return Discrete(belief)
@@ -149,6 +149,12 @@ def marginal(schedule: Schedule, counts: Tensor) -> Categorical:
     if counts.ndim != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
         raise ArgumentError("counts", counts, "counts (K,) >= 0, not all 0")
     return Categorical(schedule, counts / counts.sum())
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """log-probabilities over the last dimension; -inf throughout where the event conditioned on is impossible."""
+    impossible = (log_weights == -math.inf).all(-1, keepdim=True)
+    return log_weights.masked_fill(impossible, 0.0).log_softmax(-1).masked_fill(impossible, -math.inf)
 
 
 def log_add(a: Tensor, b: Tensor) -> Tensor:

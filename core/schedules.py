@@ -79,7 +79,8 @@ class Schedule(nn.Module, ABC):
         """The derivative of an elementwise function at t, in float64; differentiable in the schedule's parameters."""
         with torch.enable_grad():
             u = as_float64(t).detach().requires_grad_()
-            (result,) = torch.autograd.grad(function(u).sum(), u, create_graph=not is_fixed(self))
+            # 0 u keeps a constant, such as the alpha of exploding schedules, in the graph.
+            (result,) = torch.autograd.grad((function(u) + 0 * u).sum(), u, create_graph=not is_fixed(self))
         return result
 
 
