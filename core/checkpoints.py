@@ -21,9 +21,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +110,8 @@ def save(
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _clean(parent)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+        temporary = parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        temporary.mkdir()
         for group, named in tensors.items():
             write_tensors(temporary / f"{group}.safetensors", named)
         _write(temporary / "state.json", text)
@@ -190,7 +191,10 @@ def write_tensors(path: Path, named: Mapping[str, Tensor], metadata: dict[str, s
             tensor = tensor.clone()
         seen.add(tensor.untyped_storage().data_ptr())
         plain[name] = tensor
+    path.touch()
+    mode = path.stat().st_mode  # as the umask wants it; safetensors would let the owner alone read the file
     safetensors.torch.save_file(plain, path, metadata)
+    os.chmod(path, mode)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn, cast, final
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -239,10 +240,13 @@ class _Run:
         with contextlib.closing(feed):
             while self.step < options.steps:
                 self._take_step(feed, signals)
-                if signals.stop:
+                # Several processes must agree, which they do once a step; one alone can look again.
+                if signals.stop or (signals.received and self.plan.world == 1):
                     self._save()
                     self.accelerator.wait_for_everyone()
                     raise Interrupted(signals.received or signal.SIGTERM, self.step, self.folder)
+        if signals.received:  # in the last step, after the others were asked
+            raise Interrupted(signals.received, self.step, self.folder)
 
     def _take_step(self, feed: Iterator[Batch], signals: Signals) -> None:
         options, step = self.options, self.step
@@ -289,11 +293,8 @@ class _Run:
 
     def _refuse(self, parts: list[_Part], loss: float, norm: float) -> NoReturn:
         """Save the state before the step, and say what is wrong."""
-        bad: list[int] = [i for part in parts for i in part.indices[~part.losses.isfinite().cpu()].tolist()]
-        if self.accelerator.num_processes > 1:
-            everyone: list[list[int]] = [[]] * self.accelerator.num_processes
-            torch.distributed.all_gather_object(everyone, bad)
-            bad = [i for one in everyone for i in one]
+        own = [i for part in parts for i in part.indices[~part.losses.isfinite().cpu()].tolist()]
+        bad: list[int] = gather_object(own)  # of all processes
         self.optimizer.zero_grad(set_to_none=True)
         sound = all(x.isfinite().all() for x in self.objective.state_dict().values())
         if sound:  # running statistics may have met the bad examples already
