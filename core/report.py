@@ -162,4 +162,4 @@ def _shown(value: Any) -> str:
         return str(value)
     number = float(value)
     digits = f"{number:.4g}"
-    return f"{number:,.0f}" if "e" in digits and 1 <= abs(number) < 1e9 else digits
+    return f"{number:.0f}" if "e" in digits and 1 <= abs(number) < 1e9 else digits
