@@ -143,12 +143,16 @@ class Images(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"x_0": to_unit(self.images[index], self.levels), "label": self.labels[index]}
+        return {name: value[0] for name, value in self.batch([index]).items()}
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Many items at once: {"x_0": float32 (B, C, H, W), "label": long (B,)}; a hundred times faster than collating."""
+        """Many items at once: {"x_0": float32 (B, C, H, W), "label": long (B,)}; a hundred times faster than collating.
+
+        Without classes there is no "label".
+        """
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        return {"x_0": to_unit(self.images[indices], self.levels), "label": self.labels[indices]}
+        x_0 = {"x_0": to_unit(self.images[indices], self.levels)}
+        return {**x_0, "label": self.labels[indices]} if self.class_names else x_0
 
     def select(self, indices: Sequence[int] | Tensor) -> Images:
         """The set of these images only."""

@@ -67,7 +67,9 @@ class ImageConfig:
         if self.network.in_channels != channels or self.network.out_channels != channels:
             raise ConfigError("network.in_channels", self.network.in_channels, f"{channels}, as shape says")
         if self.network.num_classes != len(self.class_names):
-            raise ConfigError("network.num_classes", self.network.num_classes, f"{len(self.class_names)}, the class names")
+            raise ConfigError(
+                "network.num_classes", self.network.num_classes, f"{len(self.class_names)}, the class names"
+            )
         if height % self.network.factor or width % self.network.factor:
             raise ConfigError("shape", self.shape, f"height and width that {self.network.factor} divides")
 
@@ -75,20 +77,30 @@ class ImageConfig:
 class ImagePipeline(Pipeline[ImageConfig]):
     """A diffusion model of images.
 
+    Args:
+        config: sizes and names.
+        model: the denoiser that `build(config)` makes, trained.
+
     Attributes:
-        denoiser: network and parametrisation.
-        kernel: the forward process.
+        kernel: the forward process, with the exact probability of pixel values.
     """
 
     config_class = ImageConfig
-    domain = "vision"
+    model: GaussianDenoiser
 
-    def __init__(self, config: ImageConfig):
-        super().__init__(config)
+    def __init__(self, config: ImageConfig, model: nn.Module):
+        super().__init__(config, model)
+        self.kernel = Pixels(self.model.schedule, config.levels)
+
+    @classmethod
+    def build(cls, config: ImageConfig) -> GaussianDenoiser:
         schedule = SCHEDULES[config.schedule]()
-        network: nn.Module = config.network.build()
-        self.denoiser = GaussianDenoiser(network, schedule, PARAMETRISATIONS[config.parametrisation])
-        self.kernel = Pixels(schedule, config.levels)
+        return GaussianDenoiser(config.network.build(), schedule, PARAMETRISATIONS[config.parametrisation])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.model.parameters()).device
 
     @property
     def num_classes(self) -> int:
@@ -127,10 +139,10 @@ class ImagePipeline(Pipeline[ImageConfig]):
         if self.num_classes == 0:
             if guidance != 1.0:
                 raise ArgumentError("guidance", guidance, "1: this model knows no classes")
-            return self.denoiser.given(self.kernel)
+            return self.model.given(self.kernel)
         if label is None:
             raise ArgumentError("label", label, "class numbers; num_classes for none")
-        denoiser = self.denoiser
+        denoiser = self.model
         if guidance != 1.0:
             network = ClassifierFree(denoiser.network, guidance, {"label": self.num_classes})
             denoiser = GaussianDenoiser(network, denoiser.schedule, denoiser.parametrisation, denoiser.conditioning)
@@ -249,6 +261,8 @@ class ImagePipeline(Pipeline[ImageConfig]):
             with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
                 bound = elbo(denoise, self.kernel, x_0, times, generator=generators)
             dims = self.kernel.dims(x_0)
-            for name, nats in zip(parts, (bound.prior, bound.gaps.sum(0), bound.reconstruction, bound.total), strict=True):
+            for name, nats in zip(
+                parts, (bound.prior, bound.gaps.sum(0), bound.reconstruction, bound.total), strict=True
+            ):
                 parts[name].append(bits_per_dim(nats, dims).cpu())
         return {name: torch.cat(values) for name, values in parts.items()}
