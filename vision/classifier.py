@@ -129,7 +129,9 @@ def train_classifier(
     )
     # bf16 only where the machine multiplies in it; elsewhere it would be slower, not faster.
     fast = device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    with tqdm(total=options.epochs * steps, desc=f"classifier of {data.name}", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=options.epochs * steps, desc=f"classifier of {data.name}", disable=not progress, leave=False
+    ) as bar:
         for _ in range(options.epochs):
             order = torch.randperm(len(data), generator=generator)
             for chosen in order[: steps * size].split(size):
@@ -137,7 +139,9 @@ def train_classifier(
                 x = x.to(device).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=fast):
                     logits = model.head(model.network(x))
-                loss = F.cross_entropy(logits.float(), data.labels[chosen].to(device), label_smoothing=options.smoothing)
+                loss = F.cross_entropy(
+                    logits.float(), data.labels[chosen].to(device), label_smoothing=options.smoothing
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -168,7 +172,11 @@ class Classifier(nn.Module):
         self.shape, self.class_names, self.levels = tuple(shape), tuple(class_names), levels
         self.options, self.trained_on, self.fingerprint = options, trained_on, fingerprint
         channels, side, width = shape[0], min(shape[1:]), options.width
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         inside, halvings = width, 0
         while side > 8 or halvings == 0:
             outside = width * (2 if halvings == 0 else 3)
@@ -186,8 +194,8 @@ class Classifier(nn.Module):
         """The averaged last layer: uint8 (B, C, H, W) to float32 (B, D), in chunks, without gradient."""
         return self._run(images, self.network)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The features; so a classifier is an extractor."""
+    def forward(self, images: Tensor) -> Tensor:
+        """The features; so that a classifier is an extractor."""
         return self.features(images)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 An image is kept as the integers it was stored as, 0 … levels - 1 (256 levels for ordinary images, 17 for the digits),
 because the bound in bits per dimension and the search for copies need them exactly. A model sees
-x_0 = 2 v / (levels - 1) - 1 in [-1, 1]; `to_unit` and `to_uint8` are the two directions, inverse to each other on integers.
+x_0 = 2 v / (levels - 1) - 1 in [-1, 1]; `to_unit` and `to_uint8` are the two directions, exactly inverse on integers.
 
 Sets: `digits` (Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI; comes with scikit-learn, so
-that no download is needed), `mnist` (LeCun et al. 1998), `fashion-mnist` (Xiao et al. 2017, arXiv:1708.07747), `cifar10`
-(Krizhevsky 2009), any folder of images, any `.npz` of arrays. Only `load` knows their names.
+that no download is needed), `mnist` (LeCun et al. 1998), `fashion-mnist` (Xiao et al. 2017, arXiv:1708.07747),
+`cifar10` (Krizhevsky 2009), any folder of images, any `.npz` of arrays. Only `load` knows their names.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Images(Dataset[dict[str, Tensor]]):
         return {"x_0": to_unit(self.images[index], self.levels), "label": self.labels[index]}
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Many items at once: {"x_0": float32 (B, C, H, W), "label": long (B,)}; a hundred times faster than collating."""
+        """Many items at once, much faster than collating: {"x_0": float32 (B, C, H, W), "label": long (B,)}."""
         indices = torch.as_tensor(indices, dtype=torch.int64)
         return {"x_0": to_unit(self.images[indices], self.levels), "label": self.labels[indices]}
 
@@ -383,7 +383,7 @@ def _first(folders: Sequence[Path], stems: tuple[str, str]) -> tuple[Path, Path]
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """An idx file of bytes (LeCun's format: 0 0 8 d, d big-endian sizes, then the data), with every byte accounted for."""
+    """An idx file of bytes (LeCun's format: 0 0 8 d, d big-endian sizes, the data), every byte accounted for."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
