@@ -34,7 +34,6 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity, download_url
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 from torchvision.utils import make_grid
 
@@ -194,7 +193,7 @@ def load(
         data_root: where the named sets lie or are downloaded to; default: environment variable POLYDIFF_DATA, else
             `~/.cache/polydiff`. Files already there, as torchvision stores them or in a folder named `mnist`,
             `fashion_mnist`, are only read.
-        size: for folders: shorter side resized to this, then the middle square; None: images must all have one size.
+        size: for folders: the middle square, resized to size x size; None: images must all have one size.
 
     Raises:
         DataError: names the file or set at fault and the way out. ArgumentError: split or size.
@@ -222,11 +221,10 @@ def digits(split: Split) -> Images:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    images, labels = bunch["images"], bunch["target"]
+    flat, labels = load_digits(return_X_y=True)
     train, test = train_test_split(np.arange(len(labels)), test_size=HELD_OUT, random_state=0, stratify=labels)
     chosen = np.sort(train if split == "train" else test)
-    pixels = torch.from_numpy(images[chosen].astype(np.uint8)).unsqueeze(1)
+    pixels = torch.from_numpy(flat[chosen].astype(np.uint8)).reshape(-1, 1, 8, 8)
     classes = [str(i) for i in range(10)]
     return Images(pixels, torch.from_numpy(labels[chosen].astype(np.int64)), classes, levels=17, name="digits")
 
@@ -353,8 +351,7 @@ def _decode(file: Path, size: int | None) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     image = image.convert("RGB" if colour else "L")
     if size is not None:
-        image = transforms.resize(image, [size], InterpolationMode.BICUBIC, antialias=True)
-        image = transforms.center_crop(image, [size, size])
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return transforms.pil_to_tensor(image)
 
 

@@ -9,8 +9,8 @@ generator need do better, and a sample set that does has come too near to the tr
   samples (Binkowski et al.), hence the equal numbers.
 - KID (Binkowski et al. 2018, arXiv:1801.01401): squared MMD under (x.y/D + 1)^3, unbiased for independent draws; where
   both sides have their classes in the same exact shares it comes out a little below zero for equal laws.
-- precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991): the share of samples inside the union of balls around
-  real images that reach to their k-th neighbour, and the reverse.
+- precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991): the share of samples inside the union of balls
+  around real images that reach to their k-th neighbour, and the reverse.
 - density and coverage (Naeem et al. 2020, arXiv:2002.09797): how many real balls a sample lies in, over k; the share of
   real balls that hold a sample.
 - class agreement: the share of samples that a judge reads as the class asked for.
@@ -444,7 +444,7 @@ class Inception:
                 raise DataError(
                     f"Inception v3: weights cannot be downloaded from {where} ({error}); use a classifier's features"
                 ) from error
-        model.fc = nn.Identity()
+        model.register_module("fc", nn.Identity())  # the features, not the classes
         self.model, self.levels, self.device = model.to(device).eval().requires_grad_(False), levels, device
 
     @property
