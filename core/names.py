@@ -6,9 +6,7 @@ from typing import Literal, TypeAlias
 
 __all__ = ["GridName", "ParametrisationName", "SamplerName", "ScheduleName", "WeightName"]
 
-ScheduleName: TypeAlias = Literal[
-    "linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"
-]
+ScheduleName: TypeAlias = Literal["linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"]
 ParametrisationName: TypeAlias = Literal["eps", "x0", "v", "score", "flow", "edm"]
 WeightName: TypeAlias = Literal["simple", "plain", "velocity", "flow", "likelihood", "min-snr", "p2", "edm"]
 GridName: TypeAlias = Literal["uniform", "quadratic", "log-snr", "karras"]

@@ -13,11 +13,13 @@ normalisation, trained with random shifts, AdamW and one cycle of the learning r
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,9 +33,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..core.errors import ArgumentError, CheckpointError, DataError
-from .data import Images, to_unit
+from .data import Images, load, to_unit
 
-__all__ = ["Classifier", "Options", "cached", "extractor_options", "judge_options", "shift", "train_classifier"]
+__all__ = ["Classifier", "Options", "cached", "extractor_options", "judge_options", "main", "shift", "train_classifier"]
 
 FORMAT = 1
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -117,7 +119,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Classifier(data.shape, data.class_names, data.levels, options, data.name, data.fingerprint())
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device).train()
     generator = torch.Generator().manual_seed(options.seed)
     size = min(options.batch_size, len(data))
     steps = len(data) // size
@@ -129,7 +131,9 @@ def train_classifier(
     )
     # bf16 only where the machine multiplies in it; elsewhere it would be slower, not faster.
     fast = device.startswith("cuda") or bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    with tqdm(total=options.epochs * steps, desc=f"classifier of {data.name}", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=options.epochs * steps, desc=f"classifier of {data.name}", disable=not progress, leave=False
+    ) as bar:
         for _ in range(options.epochs):
             order = torch.randperm(len(data), generator=generator)
             for chosen in order[: steps * size].split(size):
@@ -137,7 +141,9 @@ def train_classifier(
                 x = x.to(device).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=fast):
                     logits = model.head(model.network(x))
-                loss = F.cross_entropy(logits.float(), data.labels[chosen].to(device), label_smoothing=options.smoothing)
+                loss = F.cross_entropy(
+                    logits.float(), data.labels[chosen].to(device), label_smoothing=options.smoothing
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -168,7 +174,11 @@ class Classifier(nn.Module):
         self.shape, self.class_names, self.levels = tuple(shape), tuple(class_names), levels
         self.options, self.trained_on, self.fingerprint = options, trained_on, fingerprint
         channels, side, width = shape[0], min(shape[1:]), options.width
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers: list[nn.Module] = [
+            nn.Conv2d(channels, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         inside, halvings = width, 0
         while side > 8 or halvings == 0:
             outside = width * (2 if halvings == 0 else 3)
@@ -186,8 +196,8 @@ class Classifier(nn.Module):
         """The averaged last layer: uint8 (B, C, H, W) to float32 (B, D), in chunks, without gradient."""
         return self._run(images, self.network)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """The features; so a classifier is an extractor."""
+    def forward(self, images: Tensor) -> Tensor:
+        """The features; so that a classifier is an extractor."""
         return self.features(images)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -309,3 +319,30 @@ def cached(
     except OSError as error:
         raise DataError(f"{own}: the classifier cannot be kept there ({error}); give a writable cache") from error
     return trained
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains one of the two networks and writes it, in bfloat16, with its held-out accuracy as stored."""
+    roles = {"judge": judge_options, "features": extractor_options}
+    parser = argparse.ArgumentParser(prog="python -m polydiff.vision.classifier", description=main.__doc__)
+    parser.add_argument("--data", default="fashion-mnist", help="a data set by name, or a folder with class subfolders")
+    parser.add_argument("--data-root", help="where the named data sets lie")
+    parser.add_argument("--role", choices=roles, default="judge", help="which of the two networks")
+    parser.add_argument("--out", type=Path, help="folder to write; default: pretrained/<data>-<role> in this package")
+    parser.add_argument("--device", default="cpu")
+    chosen = parser.parse_args(arguments)
+    train, test = (load(chosen.data, split, data_root=chosen.data_root) for split in ("train", "test"))
+    begun = time.perf_counter()
+    model = train_classifier(train, roles[chosen.role](), device=chosen.device, progress=True)
+    seconds = time.perf_counter() - begun
+    out = chosen.out or PRETRAINED / f"{train.name}-{chosen.role}"
+    model.save(out, torch.bfloat16)
+    stored = Classifier.load(out)
+    accuracy = float((stored.predict(test.images) == test.labels).double().mean())
+    notes = {"held_out_accuracy": round(accuracy, 4), "held_out": len(test), "training_seconds": round(seconds, 1)}
+    stored.save(out, torch.bfloat16, **notes, torch=torch.__version__, threads=torch.get_num_threads())
+    print(f"{out}: {accuracy:.2%} of {len(test)} held-out images, trained in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

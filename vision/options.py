@@ -101,6 +101,8 @@ class Sample:
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Images that pass through the network at once."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that share the work."""
     seed: Seed = 0
@@ -126,20 +128,14 @@ class Evaluate:
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     size: Annotated[int, Range(1, 16_384)] | None = None
     """For a folder: images are resized and cut to this height and width."""
-    metrics: tuple[Literal["fid", "kid", "prdc", "agreement", "nearest", "bits"], ...] = (
-        "fid",
-        "kid",
-        "prdc",
-        "agreement",
-        "nearest",
-        "bits",
-    )
-    """Figures to compute: Frechet and kernel distance, precision/recall/density/coverage, share of samples that a
-    classifier reads as the class asked for, distance to the nearest training image, bits per dimension."""
     features: Literal["auto", "inception", "classifier"] = "auto"
     """Feature space of the distances; auto takes Inception where its weights can be had. Figures name theirs."""
-    count: Annotated[int, Range(2, 10**7)] = 1_000
+    count: Annotated[int, Range(10, 10**7)] = 1_000
     """Images to draw."""
+    bits: Annotated[int, Range(0, 10**7)] = 500
+    """Held-out images whose bits per dimension are bounded; 0 for none."""
+    bits_steps: Annotated[int, Range(1, 100_000)] = 100
+    """Steps of that bound; more are tighter."""
     steps: Annotated[int, Range(1, 100_000)] = 50
     """Steps of the sampler."""
     sampler: SamplerName = "dpm-solver++"
@@ -150,6 +146,8 @@ class Evaluate:
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Images that pass through a network at once."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that share the sampling."""
     seed: Seed = 0

@@ -48,6 +48,7 @@ def main(options: Sample) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
         processes=options.processes,
+        precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
     )
     levels, names = pipeline.config.levels, pipeline.config.class_names
     for i, image in enumerate(images):

@@ -6,7 +6,6 @@ and at the end `model/`, which `ImagePipeline.from_pretrained` reads.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -15,6 +14,7 @@ import torch
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
+from ..core.machine import machine
 from ..core.methods import WEIGHTS
 from ..core.objectives import Denoising
 from ..core.pipeline import Card
@@ -113,13 +113,6 @@ def command(options: Train) -> str:
             else:
                 words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
     return " ".join(words)
-
-
-def machine() -> str:
-    """The processor or accelerator, and how many cores or devices of it."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} cores"
 
 
 def network_config(network: Network, channels: int, num_classes: int) -> UNetConfig | DiTConfig:
