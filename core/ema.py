@@ -51,6 +51,6 @@ class EMA:
         copies += self.module.buffers()
         sources += module.buffers()
         if means:
-            torch._foreach_lerp_(means, values, 1.0 - self.decay_at(updates))
+            torch._foreach_lerp_(means, values, 1.0 - self.decay_at(updates))  # pyright: ignore[reportPrivateImportUsage]
         if copies:
-            torch._foreach_copy_(copies, sources)
+            torch._foreach_copy_(copies, sources)  # pyright: ignore[reportPrivateImportUsage]

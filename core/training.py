@@ -57,11 +57,13 @@ class Trained:
         ema: a copy with averaged weights, in evaluation mode; `objective` itself where `options.ema` is 0.
         history: the log's entries: step, loss (mean since the last entry), learning_rate, gradient_norm (before
             clipping), examples_per_second, seconds.
+        is_main_process: True on one process of those that trained together: the one that writes files.
     """
 
     objective: nn.Module
     ema: nn.Module
     history: list[dict[str, float]]
+    is_main_process: bool = True
 
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
@@ -81,6 +83,7 @@ def train(
     *,
     folder: str | os.PathLike[str],
     resume: bool = False,
+    on_begin: Callable[[], None] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     on_checkpoint: Callable[[Path], None] | None = None,
 ) -> Trained:
@@ -94,6 +97,7 @@ def train(
         options: see `TrainingOptions`.
         folder: of the run.
         resume: go on from the newest sound checkpoint in `folder`; begin at step 0 where no checkpoint was written yet.
+        on_begin: called once before the first step, on the main process; `folder` has been checked and made by then.
         on_log: called with each new entry of the log, on the main process.
         on_checkpoint: called with the path of each checkpoint written, on the main process.
 
@@ -110,12 +114,15 @@ def train(
     )  # autocast is ours: it must not depend on launchers
     run = _Run(objective, data, options, Path(folder), accelerator, on_log, on_checkpoint)
     run.begin(resume)
+    if on_begin is not None and accelerator.is_main_process:
+        on_begin()
     with own_randomness(accelerator.device), Signals() as signals:
         try:
             run.go(signals)
         finally:
             run.end()
-    return Trained(objective, objective if run.ema is None else run.ema.module, run.history)
+    average = objective if run.ema is None else run.ema.module
+    return Trained(objective, average, run.history, accelerator.is_main_process)
 
 
 @final

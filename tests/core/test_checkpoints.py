@@ -119,7 +119,7 @@ def test_bad_arguments_write_nothing(tmp_path: Path, arguments: tuple, named: st
     assert not (tmp_path / "new").exists()
 
 
-# ------------------------------------------------------------------------------------------------------- damage
+# -------------------------------------------------------------------------------------------------------------- damage
 
 
 def truncate(path: Path) -> None:
@@ -253,13 +253,13 @@ def test_any_changed_byte_is_found(data: st.DataObject):
         try:
             found = load(path)
         except CheckpointError as error:
-            assert "step_000000007" in str(error)
+            assert "step_000000007" in str(error)  # noqa: PT017
         else:  # only white space between the words of the manifest may change unnoticed
             assert name == "manifest.json"
             assert_is(found, 7)
 
 
-# ------------------------------------------------------------------------------------------- full disks and crashes
+# ---------------------------------------------------------------------------------------------- full disks and crashes
 
 
 class Faults:
@@ -281,6 +281,7 @@ class Faults:
 
 
 def test_full_disk_at_every_moment(tmp_path: Path):
+    fail_at = 0
     for fail_at in range(1, 20):
         folder = tmp_path / str(fail_at)
         write(folder, 10)

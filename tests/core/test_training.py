@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import multiprocessing.context
 import os
 import random
 import signal
@@ -27,7 +28,7 @@ from polydiff.core.batches import Plan, Tensors, batches, epoch_order
 from polydiff.core.ema import EMA
 from polydiff.core.errors import ArgumentError, CheckpointError, ConfigError, TrainingError
 from polydiff.core.options import TrainingOptions, binding, check_same
-from polydiff.core.training import Interrupted, learning_rate
+from polydiff.core.training import Interrupted, learning_rate, train
 from tests.core import training_case
 from tests.core.training_case import OPTIONS, POISONED, Examples, Objective, run, state, vectors
 
@@ -57,7 +58,7 @@ def stop_at(step: int, signum: int = signal.SIGTERM):
     return on_log
 
 
-# ------------------------------------------------------------------------------------------------------------ resume
+# -------------------------------------------------------------------------------------------------------------- resume
 
 
 def interrupt_and_resume(folder: Path, step: int, workers: int) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def test_the_log_has_each_step_once(tmp_path: Path):
     (tmp_path / "checkpoints" / "step_000000015" / "state.json").unlink()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 16, "lo')
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match=r"state\.json: missing"):
         trained = run(tmp_path, resume=True)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
@@ -211,7 +212,7 @@ def test_windows_of_the_log_survive(tmp_path: Path):
     assert losses(tmp_path / "b") == expected
 
 
-# ------------------------------------------------------------------------------------------------- signals and kills
+# --------------------------------------------------------------------------------------------------- signals and kills
 
 
 def test_second_signal_acts_at_once(tmp_path: Path):
@@ -308,7 +309,7 @@ def test_terminated(tmp_path: Path, wide: dict[str, Any]):
     assert found == wide
 
 
-# ----------------------------------------------------------------------------------------------- the same arithmetic
+# ------------------------------------------------------------------------------------------------- the same arithmetic
 
 
 def losses(trained: Any) -> torch.Tensor:
@@ -408,12 +409,27 @@ def test_average():
         EMA(module, 1.0)
 
 
+def test_callbacks(tmp_path: Path):
+    seen: list[Any] = []
+    train(
+        Objective(),
+        Examples(vectors()),
+        replace(OPTIONS, steps=5, log_every=2, checkpoint_every=4),
+        folder=tmp_path,
+        on_begin=lambda: seen.append((tmp_path / "metrics.jsonl").exists()),
+        on_log=lambda entry: seen.append(entry["step"]),
+        on_checkpoint=lambda path: seen.append(path.name),
+    )
+    assert seen == [True, 2, 4, "step_000000004", 5, "step_000000005"]
+    assert list((tmp_path / "logs").iterdir())
+
+
 def test_without_average_the_weights_themselves_come_back(tmp_path: Path):
     trained = run(tmp_path, steps=2, ema=0.0)
     assert trained.ema is trained.objective
 
 
-# ----------------------------------------------------------------------------------------------------- order of the data
+# --------------------------------------------------------------------------------------------------- order of the data
 
 
 @pytest.mark.parametrize(("size", "batch", "parts", "world"), [(50, 16, 1, 1), (50, 16, 2, 4), (5, 12, 3, 2)])
@@ -448,7 +464,7 @@ def test_augmentation_belongs_to_the_example(workers: int):
     assert len(torch.cat(list(whole.values())).unique()) == 8 * training_case.WIDTH
 
 
-# ------------------------------------------------------------------------------------------------------- not finite
+# ---------------------------------------------------------------------------------------------------------- not finite
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -522,7 +538,7 @@ def test_tensors_of_different_length():
         Tensors(x_0=torch.zeros(3), label=torch.zeros(4))
 
 
-# ------------------------------------------------------------------------------------------------------- processes
+# ----------------------------------------------------------------------------------------------------------- processes
 
 
 def test_two_processes(tmp_path: Path):
