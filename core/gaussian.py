@@ -8,7 +8,7 @@ With r = alpha_t sigma_s / (alpha_s sigma_t) = exp((lambda_t - lambda_s)/2) and 
 (Kingma et al. 2021, eq. 24-33, in log-SNR form: 1 - c = -expm1(lambda_t - lambda_s) does not cancel, and alpha_t = 0 at
 t = 1 is no special case). A learned reverse variance interpolates in the log between these two scales, element by
 element: log variance = spread log((1 - c) sigma_t^2) + (1 - spread) log((1 - c) sigma_s^2) (Nichol & Dhariwal 2021,
-eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large".
+eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is a number suits every noise law.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import torch
 from torch import Tensor
 
 from .distributions import Normal, Scaled
-from .kernel import Kernel, Memo, Path, Time, check_order, is_fixed
+from .kernel import Kernel, Memo, Path, Time, check_order
 from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
-from .schedules import Schedule
+from .schedules import Schedule, is_fixed
 
 __all__ = ["Belief", "Coupled", "Gaussian"]
 
 
 class Belief(NamedTuple):
-    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range (None: at 0)."""
+    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range."""
 
     mean: Tensor
-    spread: Tensor | None = None
+    spread: float | Tensor = 0.0
+    """one number, or one per element in the shape of the mean"""
 
 
 class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
@@ -77,6 +78,9 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
         return self.noise.combine(*terms)
 
+    def project(self, x: Tensor) -> Tensor:
+        return self.noise.project(x)
+
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         return self.noise.draw(x_0, generator)
 
@@ -103,17 +107,19 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
 
     def reverse(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal | Scaled:
         law = self.posterior(x_t, belief, s, t)
-        if belief.spread is None:
+        if isinstance(belief.spread, float) and belief.spread == 0.0:
             return law
-        # large / small = sigma_t / sigma_s; the power is elementwise.
         (_, sigma_s), (_, sigma_t) = self._marginal(s), self._marginal(t)
-        log_ratio = torch.as_tensor(sigma_t / sigma_s).log().reshape(-1)
+        ratio = sigma_t / sigma_s  # of the largest to the smallest scale
+        if isinstance(belief.spread, float):
+            return Normal(law.mean, law.scale * ratio**belief.spread, self.noise)
+        log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log().reshape(-1)
         widened = torch.exp(belief.spread * self.noise.spread(log_ratio, x_t))
         return Scaled(law.mean, law.scaled().deviation * widened, self.noise)
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Belief, s: Time, t: Time) -> Tensor:
         posterior, reverse = self.posterior(x_t, self.certain(x_0), s, t), self.reverse(x_t, belief, s, t)
-        return posterior.kl(reverse) if belief.spread is None else posterior.scaled().kl(reverse)
+        return posterior.kl(reverse) if isinstance(reverse, Normal) else posterior.scaled().kl(reverse)
 
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""
