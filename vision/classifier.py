@@ -115,7 +115,8 @@ def train_classifier(
     if min(data.shape[1:]) < 4 or len(data) < 2:
         raise ArgumentError("data", data.images, "at least 2 images of at least 4 x 4 pixels")
     options = (options or judge_options()).complete(data)
-    assert options.epochs is not None and options.shift is not None
+    assert options.epochs is not None
+    assert options.shift is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Classifier(data.shape, data.class_names, data.levels, options, data.name, data.fingerprint())

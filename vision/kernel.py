@@ -1,7 +1,7 @@
 r"""The kernel of images: Gaussian noise on pixels, and the exact probability of 8-bit (or 17-level) values.
 
-Pixels are integers 0 ... L - 1 at v_k = 2 k/(L - 1) - 1. The ELBO's last term is a probability of those integers, not a
-density: the mass that N(mean, (sigma_t/alpha_t)^2), the belief's neighbourhood under a flat prior, puts into each bin of
+Pixels are integers 0 ... L - 1 at v_k = 2 k/(L - 1) - 1. The ELBO's last term is a probability of those integers, not
+a density: the mass that N(mean, (sigma_t/alpha_t)^2), the belief's neighbourhood under a flat prior, puts into each bin of
 width 2/(L - 1), with open outermost bins (Ho et al. 2020, eq. 13). So the bound is on bits of the data itself and needs
 no dequantisation, no change of variables and no truncation of time.
 """

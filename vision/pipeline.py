@@ -33,7 +33,7 @@ from ..core.methods import PARAMETRISATIONS, SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
 from ..core.pipeline import Pipeline
 from ..core.randomness import example_generators
-from ..core.sampling import Step
+from ..core.sampling import Step, last
 from .architectures import DiTConfig, UNetConfig
 from .data import find_label, picture, to_uint8, to_unit
 from .kernel import Pixels
@@ -213,11 +213,8 @@ class ImagePipeline(Pipeline[ImageConfig]):
                 part = labels[start : start + batch_size] if labels is not None else None
                 size = min(batch_size, total - start)
                 with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-                    step = None
-                    for step in self.trajectory(part, count=size, first=first + start, **options):
-                        pass
-                assert step is not None
-                drawn.append(to_uint8(step.x.clamp(-1, 1), self.config.levels).cpu())
+                    x = last(self.trajectory(part, count=size, first=first + start, **options))
+                drawn.append(to_uint8(x, self.config.levels).cpu())
                 bar.update(size)
         return torch.cat(drawn) if drawn else torch.zeros(0, *self.config.shape, dtype=torch.uint8)
 
