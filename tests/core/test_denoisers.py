@@ -190,7 +190,7 @@ def test_learned_range_splits_the_output() -> None:
     plain = GaussianDenoiser(lambda x, c: mean, schedule, denoisers.eps).given(kernel)(x, t)  # pyright: ignore
     torch.testing.assert_close(belief.mean, plain.mean)
     # Nichol & Dhariwal 2021, eq. 15: variance = exp(f log beta + (1 - f) log beta_tilde), f = (v + 1)/2.
-    alpha_t, sigma_t, alpha_s, sigma_s = (float(u) for r in (t, 0.2) for u in schedule(torch.tensor(r).double()))
+    alpha_t, sigma_t, alpha_s, sigma_s = (float(u) for r in (t, 0.2) for u in schedule(torch.tensor(r, dtype=torch.float64)))
     beta = 1 - (alpha_t / alpha_s) ** 2
     small = beta * sigma_s**2 / sigma_t**2
     f = (fraction + 1) / 2
