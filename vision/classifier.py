@@ -329,13 +329,13 @@ def card(model: Classifier, command: str, notes: dict[str, Any]) -> str:
     parameters = sum(p.numel() for p in model.parameters())
     return f"""# A classifier of {model.trained_on}
 
-Reads or measures samples in `polydiff.vision.metrics`; not meant for anything else. {parameters:,} parameters, bfloat16,
-seed {model.options.seed}, {model.options.epochs} epochs over the training images only (SHA-256 of these and all options
-in `config.json`). Held-out images read correctly: {notes["held_out_accuracy"]:.2%} of {notes["held_out"]:,}. Made by
+Reads or measures samples in `polydiff.vision.metrics`; not meant for anything else. {parameters:,} parameters,
+bfloat16, seed {model.options.seed}, {model.options.epochs} epochs over the training images only (SHA-256 of these and all options
+in `config.json`). Held-out images read correctly: {notes["held_out_accuracy"]:.2%} of {notes["held_out"]:,}.
+Training took {notes["training_seconds"]:.0f} s on {notes["threads"]} CPU thread(s) with torch {notes["torch"]}. To train
+it again (other machines round differently, so the weights will differ a little):
 
     {command}
-
-in {notes["training_seconds"]:.0f} s on {notes["threads"]} CPU thread(s), torch {notes["torch"]}.
 
 It knows the classes and the look of its training set alone: whatever else it is shown, it answers with one of them.
 """
