@@ -330,10 +330,10 @@ def card(model: Classifier, command: str, notes: dict[str, Any]) -> str:
     return f"""# A classifier of {model.trained_on}
 
 Reads or measures samples in `polydiff.vision.metrics`; not meant for anything else. {parameters:,} parameters,
-bfloat16, seed {model.options.seed}, {model.options.epochs} epochs over the training images only (SHA-256 of these and all options
-in `config.json`). Held-out images read correctly: {notes["held_out_accuracy"]:.2%} of {notes["held_out"]:,}.
-Training took {notes["training_seconds"]:.0f} s on {notes["threads"]} CPU thread(s) with torch {notes["torch"]}. To train
-it again (other machines round differently, so the weights will differ a little):
+bfloat16, seed {model.options.seed}, {model.options.epochs} epochs over the training images only (their SHA-256 and all
+options: `config.json`). Held-out images read correctly: {notes["held_out_accuracy"]:.2%} of {notes["held_out"]:,}.
+Training took {notes["training_seconds"]:.0f} s on {notes["threads"]} CPU thread(s) with torch {notes["torch"]}.
+To train it again (other machines round differently, so the weights will differ a little):
 
     {command}
 
