@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .gaussian import Belief
 from .kernel import Path, Time
+from .randomness import Randomness
 from .sampling import Step, columns, prepared
 
 __all__ = ["dpm_solver_pp_2m"]
@@ -27,6 +28,8 @@ def dpm_solver_pp_2m(
     kernel: Path[Tensor],
     x: Tensor,
     times: Tensor,
+    *,
+    generator: Randomness = None,
 ) -> Iterator[Step[Tensor]]:
     """Order 2 with one network call per interval.
 
@@ -35,6 +38,7 @@ def dpm_solver_pp_2m(
         kernel: Gaussian, or any path.
         x: the state at times[0].
         times: grid (n + 1,) or (n + 1, B); uniform log-SNR suits it.
+        generator: not used; all samplers are called alike.
     """
     times, alpha, sigma = prepared(kernel, times)
     of_x = sigma[1:] / sigma[:-1]

@@ -23,6 +23,7 @@ from torch import Tensor
 from .errors import ArgumentError
 from .gaussian import Belief
 from .kernel import Path, Time
+from .randomness import Randomness
 from .sampling import Step, columns, prepared
 
 __all__ = ["euler", "exploding", "flow", "heun"]
@@ -50,6 +51,7 @@ def euler(
     times: Tensor,
     *,
     coordinates: Coordinates = flow,
+    generator: Randomness = None,
 ) -> Iterator[Step[Tensor]]:
     """Order 1; one network call per interval.
 
@@ -59,6 +61,7 @@ def euler(
         x: the state at times[0].
         times: grid (n + 1,) or (n + 1, B).
         coordinates: in which lines are straight: `flow` or `exploding`.
+        generator: not used; all samplers are called alike.
     """
     times, alpha, sigma = prepared(kernel, times)
     k, u, da = coordinates(alpha, sigma)
@@ -76,6 +79,7 @@ def heun(
     times: Tensor,
     *,
     coordinates: Coordinates = flow,
+    generator: Randomness = None,
 ) -> Iterator[Step[Tensor]]:
     """Order 2: the trapezoidal rule with Euler's prediction; 2 n - 1 network calls. Arguments as `euler`."""
     times, alpha, sigma = prepared(kernel, times)

@@ -3,7 +3,7 @@
 A diffusion run draws noise, times and dropped labels for every example of every step. If those numbers came from one
 running generator, they would depend on the size of the batch, the number of processes and the place where a run was
 interrupted. Here each example of each step owns a generator whose seed is a hash of (seed, step, position in the global
-batch), so that the same example meets the same noise however the work is split, and a resumed run needs no stored state.
+batch): the same example meets the same noise however the work is split, and a resumed run needs no stored state.
 
 Numbers are drawn on the device of the generator (the CPU unless the caller made another one) and then moved, so a seed
 means the same noise on every machine. Half-precision types are drawn in float32 and rounded.

@@ -38,7 +38,7 @@ h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.6rem 0 .6rem; padding-top: 1
 p { margin: 0 0 1rem; max-width: 46rem; white-space: pre-line; }
 figure { margin: 1.2rem 0 1.6rem; break-inside: avoid; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .45rem; max-width: 46rem; }
-img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px;
+img { display: block; max-width: 100%; height: auto; box-shadow: 0 0 0 1px var(--line); border-radius: 6px;
       background: #fff; }
 img.pixels { image-rendering: pixelated; }
 audio { display: block; width: 100%; max-width: 30rem; }
@@ -162,4 +162,4 @@ def _shown(value: Any) -> str:
         return str(value)
     number = float(value)
     digits = f"{number:.4g}"
-    return f"{number:,.0f}" if "e" in digits and 1 <= abs(number) < 1e9 else digits
+    return f"{number:.0f}" if "e" in digits and 1 <= abs(number) < 1e9 else digits

@@ -2,11 +2,11 @@
 
 An image is kept as the integers it was stored as, 0 … levels - 1 (256 levels for ordinary images, 17 for the digits),
 because the bound in bits per dimension and the search for copies need them exactly. A model sees
-x_0 = 2 v / (levels - 1) - 1 in [-1, 1]; `to_unit` and `to_uint8` are the two directions, inverse to each other on integers.
+x_0 = 2 v / (levels - 1) - 1 in [-1, 1]; `to_unit` and `to_uint8` are the two directions, exactly inverse on integers.
 
 Sets: `digits` (Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI; comes with scikit-learn, so
-that no download is needed), `mnist` (LeCun et al. 1998), `fashion-mnist` (Xiao et al. 2017, arXiv:1708.07747), `cifar10`
-(Krizhevsky 2009), any folder of images, any `.npz` of arrays. Only `load` knows their names.
+that no download is needed), `mnist` (LeCun et al. 1998), `fashion-mnist` (Xiao et al. 2017, arXiv:1708.07747),
+`cifar10` (Krizhevsky 2009), any folder of images, any `.npz` of arrays. Only `load` knows their names.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity, download_url
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 from torchvision.utils import make_grid
 
 from ..core.errors import ArgumentError, DataError
 
-__all__ = ["NAMES", "Images", "find_label", "load", "picture", "pictures", "to_uint8", "to_unit"]
+__all__ = ["NAMES", "Images", "Split", "find_label", "load", "picture", "pictures", "to_uint8", "to_unit"]
 
 Split = Literal["train", "test"]
 
@@ -143,12 +142,16 @@ class Images(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"x_0": to_unit(self.images[index], self.levels), "label": self.labels[index]}
+        return {name: value[0] for name, value in self.batch([index]).items()}
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Many items at once: {"x_0": float32 (B, C, H, W), "label": long (B,)}; a hundred times faster than collating."""
+        """Many items at once: {"x_0": float32 (B, C, H, W), "label": long (B,)}; a hundred times faster than collating.
+
+        Without classes there is no "label".
+        """
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        return {"x_0": to_unit(self.images[indices], self.levels), "label": self.labels[indices]}
+        x_0 = {"x_0": to_unit(self.images[indices], self.levels)}
+        return {**x_0, "label": self.labels[indices]} if self.class_names else x_0
 
     def select(self, indices: Sequence[int] | Tensor) -> Images:
         """The set of these images only."""
@@ -194,7 +197,7 @@ def load(
         data_root: where the named sets lie or are downloaded to; default: environment variable POLYDIFF_DATA, else
             `~/.cache/polydiff`. Files already there, as torchvision stores them or in a folder named `mnist`,
             `fashion_mnist`, are only read.
-        size: for folders: shorter side resized to this, then the middle square; None: images must all have one size.
+        size: for folders: the middle square, resized to size x size; None: images must all have one size.
 
     Raises:
         DataError: names the file or set at fault and the way out. ArgumentError: split or size.
@@ -222,11 +225,10 @@ def digits(split: Split) -> Images:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    images, labels = bunch["images"], bunch["target"]
+    flat, labels = load_digits(return_X_y=True)
     train, test = train_test_split(np.arange(len(labels)), test_size=HELD_OUT, random_state=0, stratify=labels)
     chosen = np.sort(train if split == "train" else test)
-    pixels = torch.from_numpy(images[chosen].astype(np.uint8)).unsqueeze(1)
+    pixels = torch.from_numpy(flat[chosen].astype(np.uint8)).reshape(-1, 1, 8, 8)
     classes = [str(i) for i in range(10)]
     return Images(pixels, torch.from_numpy(labels[chosen].astype(np.int64)), classes, levels=17, name="digits")
 
@@ -353,8 +355,7 @@ def _decode(file: Path, size: int | None) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     image = image.convert("RGB" if colour else "L")
     if size is not None:
-        image = transforms.resize(image, [size], InterpolationMode.BICUBIC, antialias=True)
-        image = transforms.center_crop(image, [size, size])
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return transforms.pil_to_tensor(image)
 
 
@@ -383,7 +384,7 @@ def _first(folders: Sequence[Path], stems: tuple[str, str]) -> tuple[Path, Path]
 
 
 def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """An idx file of bytes (LeCun's format: 0 0 8 d, d big-endian sizes, then the data), with every byte accounted for."""
+    """An idx file of bytes (LeCun's format: 0 0 8 d, d big-endian sizes, the data), every byte accounted for."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -16,21 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architectures import DiTConfig, UNetConfig
-from .layers import Conditioning, attend, check_images, sinusoids, zeroed
+from .layers import Conditioning, Normalisation, attend, check_images, sinusoids, zeroed
 
 __all__ = ["DiT", "UNet"]
-
-
-class Normalisation(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), then an optional scale and shift per example, then an optional SiLU."""
-
-    def forward(self, x: Tensor, modulation: Tensor | None = None, silu: bool = False) -> Tensor:
-        """x (B, C, H, W), modulation (B, 2 C): scale - 1, then shift -> (B, C, H, W)."""
-        x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        if modulation is not None:
-            scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
-            x = torch.addcmul(shift, x, 1 + scale)
-        return F.silu(x) if silu else x
 
 
 class ResidualBlock(nn.Module):

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..core.config import Invocation, Range
+from ..core.names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
+from ..core.options import TrainingOptions
 
-__all__ = ["Demo", "Evaluate", "Network", "Sample", "Train", "Training"]
+__all__ = ["Demo", "Evaluate", "Network", "Sample", "Train"]
 
 Count = Annotated[int, Range(1, 10**9)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 DataSet = Literal["digits", "mnist", "fashion-mnist", "cifar10"]
-Sampler = Literal["ancestral", "ddim", "euler", "heun", "dpm-solver++"]
 
 
 @dataclass(frozen=True)
@@ -43,38 +44,6 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The training loop."""
-
-    steps: Count = 10_000
-    """Optimizer steps in all."""
-    batch_size: Annotated[int, Range(1, 2**20)] = 128
-    """Images per step, over all processes."""
-    accumulate: Annotated[int, Range(1, 2**16)] = 1
-    """Parts in which each batch passes through the network, to save memory."""
-    learning_rate: Annotated[float, Range(0, 1e3)] = 1e-3
-    """Peak learning rate of Adam."""
-    warmup: Annotated[int, Range(0, 10**9)] = 200
-    """Steps in which the learning rate rises from zero."""
-    ema: Annotated[float, Range(0, 0.9999999)] = 0.999
-    """Decay per step of the averaged weights that sampling uses; 0 for none."""
-    clip: Annotated[float, Range(0, 1e9)] = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic inside the network."""
-    workers: Annotated[int, Range(0, 1024)] = 0
-    """Processes that prepare batches beside each training process."""
-    seed: Seed = 0
-    """Decides initial weights, order of the data and noise."""
-    checkpoint_every: Count = 1_000
-    """Steps between checkpoints."""
-    keep: Annotated[int, Range(1, 10**6)] = 2
-    """Checkpoints kept, the newest."""
-    log_every: Count = 50
-    """Steps between entries for TensorBoard."""
-
-
-@dataclass(frozen=True)
 class Train:
     """Train a diffusion model of images.
 
@@ -91,15 +60,18 @@ class Train:
     out: Path = Path("runs/vision")
     """Folder of the run."""
     network: Network = field(default_factory=Network)
-    schedule: Literal["linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """Noise schedule."""
-    parametrisation: Literal["eps", "x0", "v", "score", "edm"] = "v"
+    parametrisation: ParametrisationName = "v"
     """What the network predicts."""
-    weighting: Literal["uniform", "likelihood", "min-snr", "p2", "edm"] = "uniform"
-    """Weight of each noise level in the loss."""
+    weighting: WeightName = "velocity"
+    """Which error the loss leaves unweighted: the noise's (simple), the data's (plain), ...; or a published weight."""
     label_dropout: Annotated[float, Range(0, 1)] = 0.1
     """Share of examples that hide their class, which classifier-free guidance needs."""
-    training: Training = field(default_factory=Training)
+    training: TrainingOptions = field(
+        default_factory=lambda: TrainingOptions(batch_size=128, learning_rate=1e-3, channels_last=True)
+    )
+    """The training loop."""
     config: Annotated[Path | None, Invocation()] = None
     """Read options from this file, such as a run's config.json; flags given beside it win."""
     resume: Annotated[bool, Invocation()] = False
@@ -121,12 +93,16 @@ class Sample:
     """Number of images."""
     steps: Annotated[int, Range(1, 100_000)] = 50
     """Steps of the sampler."""
-    sampler: Sampler = "ddim"
+    sampler: SamplerName = "dpm-solver++"
     """Algorithm."""
+    grid: GridName = "log-snr"
+    """How the steps are spaced in time."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Images that pass through the network at once."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that share the work."""
     seed: Seed = 0
@@ -152,28 +128,26 @@ class Evaluate:
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     size: Annotated[int, Range(1, 16_384)] | None = None
     """For a folder: images are resized and cut to this height and width."""
-    metrics: tuple[Literal["fid", "kid", "prdc", "agreement", "nearest", "bits"], ...] = (
-        "fid",
-        "kid",
-        "prdc",
-        "agreement",
-        "nearest",
-        "bits",
-    )
-    """Figures to compute: Frechet and kernel distance, precision/recall/density/coverage, share of samples that a
-    classifier reads as the class asked for, distance to the nearest training image, bits per dimension."""
     features: Literal["auto", "inception", "classifier"] = "auto"
     """Feature space of the distances; auto takes Inception where its weights can be had. Figures name theirs."""
-    count: Annotated[int, Range(2, 10**7)] = 1_000
+    count: Annotated[int, Range(10, 10**7)] = 1_000
     """Images to draw."""
+    bits: Annotated[int, Range(0, 10**7)] = 500
+    """Held-out images whose bits per dimension are bounded; 0 for none."""
+    bits_steps: Annotated[int, Range(1, 100_000)] = 100
+    """Steps of that bound; more are tighter."""
     steps: Annotated[int, Range(1, 100_000)] = 50
     """Steps of the sampler."""
-    sampler: Sampler = "ddim"
+    sampler: SamplerName = "dpm-solver++"
     """Algorithm."""
+    grid: GridName = "log-snr"
+    """How the steps are spaced in time."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Images that pass through a network at once."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes that share the sampling."""
     seed: Seed = 0
