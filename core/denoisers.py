@@ -217,7 +217,9 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
     ) -> Belief:
         c_skip, c_out, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
-        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition).to(x_t.dtype)
+        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)
+        if output.dtype != x_t.dtype:
+            output = output.to(x_t.dtype)
         spread: float | Tensor = self.spread
         if self.learned_range:
             output, fraction = output.chunk(2, dim=1)
@@ -276,5 +278,5 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:
     """c as a tensor (B,) of like's dtype and device."""
     if isinstance(c, float):
-        return torch.full((examples,), c, dtype=like.dtype, device=like.device)
+        return like.new_full((examples,), c)
     return c.to(like).expand(examples)

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.sampler_overhead
 
-The network is null: it returns one preallocated tensor. Ours is the full cost of a step of the generator, the denoiser
-(eps parametrisation, published indices) included; theirs is `scale_model_input`, where it is needed, and `step`. Each run
+The network is null: it returns one preallocated tensor, and both sides call it. Ours is the full cost of a step of the
+generator, the denoiser (eps parametrisation, published indices) included; theirs is `scale_model_input` and `step`. Each run
 goes through a grid of 50 steps of DDPM's schedule; the two sides alternate in one process on one thread. A figure is the
 median over all inner steps of all repetitions, per network call (Heun: two per step). `unit` is one bare fused update,
 torch.add(x, y, alpha=a); `randn` the draw that a stochastic sampler cannot avoid. `grid` is what is paid once per grid.
@@ -61,7 +61,7 @@ class Null(nn.Module):
         return self.output
 
 
-def theirs(scheduler: Any, x: Tensor, output: Tensor, generator: torch.Generator | None) -> tuple[float, list[float]]:
+def theirs(scheduler: Any, x: Tensor, network: nn.Module, generator: torch.Generator | None) -> tuple[float, list[float]]:
     """(seconds once per grid, seconds of every call) of a scheduler driven as its documentation says."""
     clock = time.perf_counter
     options = {} if generator is None else {"generator": generator}
@@ -71,7 +71,7 @@ def theirs(scheduler: Any, x: Tensor, output: Tensor, generator: torch.Generator
     once, seconds = clock() - before, []
     for t in scheduler.timesteps:
         before = clock()
-        scheduler.scale_model_input(x, t)
+        output = network(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(output, t, x, **options).prev_sample
         seconds.append(clock() - before)
     return once, seconds
@@ -116,7 +116,7 @@ def measure(shape: tuple[int, ...], repetitions: int) -> dict[str, Any]:
         for name, (make, sampler, options) in PAIRS.items():
             random = "generator" in options
             both: list[Callable[[], tuple[float, list[float]]]] = [
-                lambda make=make, random=random: theirs(make(), x, output, generator if random else None),
+                lambda make=make, random=random: theirs(make(), x, denoiser.network, generator if random else None),
                 lambda sampler=sampler, options=options, random=random: ours(
                     sampler, denoiser, kernel, x, options | ({"generator": generator} if random else {})
                 ),
