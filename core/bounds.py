@@ -82,4 +82,3 @@ def bits_per_dim(nats: Tensor, dims: Tensor, log_det: float | Tensor = 0.0) -> T
             log(1/127.5) for 0 ... 255 to [-1, 1]. Probabilities of discrete data need none.
     """
     return (nats / dims.to(nats) - log_det) / math.log(2)
-

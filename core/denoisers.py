@@ -212,9 +212,7 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
             )
         return c_skip * scale, c_out, c_in * scale, self.conditioning(t, self.schedule.log_snr(t))
 
-    def read(
-        self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]
-    ) -> Belief:
+    def read(self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]) -> Belief:
         c_skip, c_out, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
         output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)

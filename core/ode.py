@@ -104,8 +104,6 @@ def heun(
         yield Step(s, x, belief)
 
 
-def line(
-    k_s: Tensor, step: Tensor, kept: Tensor, da: float, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
+def line(k_s: Tensor, step: Tensor, kept: Tensor, da: float, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """k_s (kept x + step (da mean + eps)) with eps = (x - alpha mean)/sigma, as (weight of x, weight of mean)."""
     return k_s * (kept + step / sigma), k_s * step * (da - alpha / sigma)

@@ -61,7 +61,9 @@ class Null(nn.Module):
         return self.output
 
 
-def theirs(scheduler: Any, x: Tensor, network: nn.Module, generator: torch.Generator | None) -> tuple[float, list[float]]:
+def theirs(
+    scheduler: Any, x: Tensor, network: nn.Module, generator: torch.Generator | None
+) -> tuple[float, list[float]]:
     """(seconds once per grid, seconds of every call) of a scheduler driven as its documentation says."""
     clock = time.perf_counter
     options = {} if generator is None else {"generator": generator}
@@ -153,7 +155,9 @@ def cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def main() -> None:

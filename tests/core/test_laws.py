@@ -58,9 +58,7 @@ def test_posterior_is_linear_in_the_belief(case: Case, between: str) -> None:
         if isinstance(certain, Belief):
             other = kernel.project(certain.mean.flip(-1) * 0.7)
             mixed = kernel.combine((0.3, certain.mean), (0.7, other))
-            one, two, both = (
-                kernel.posterior(x_t, Belief(mean), s, t) for mean in (certain.mean, other, mixed)
-            )
+            one, two, both = (kernel.posterior(x_t, Belief(mean), s, t) for mean in (certain.mean, other, mixed))
             torch.testing.assert_close(both.mean, 0.3 * one.mean + 0.7 * two.mean, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(torch.as_tensor(both.scale), torch.as_tensor(one.scale), rtol=0, atol=0)
         else:
@@ -70,9 +68,7 @@ def test_posterior_is_linear_in_the_belief(case: Case, between: str) -> None:
             belief = noise / noise.sum(-1, keepdim=True)
             each = [kernel.posterior(x_t, kernel.certain(torch.full_like(x_t, k)), s, t).mean for k in range(K)]
             mixture = sum(belief[..., k, None] * each[k] for k in range(K))
-            torch.testing.assert_close(
-                kernel.posterior(x_t, belief.log(), s, t).mean, mixture, rtol=1e-10, atol=1e-14
-            )
+            torch.testing.assert_close(kernel.posterior(x_t, belief.log(), s, t).mean, mixture, rtol=1e-10, atol=1e-14)
 
 
 def test_impossible_events_are_impossible_on_both_sides(case: Case) -> None:
@@ -190,10 +186,15 @@ def test_spread_reaches_both_published_variances() -> None:
             assert float(law.scale) ** 2 == pytest.approx(variance, rel=1e-9)
             learned = kernel.reverse(x, Belief(x, torch.full_like(x, spread)), s, t)
             torch.testing.assert_close(
-                learned.deviation**2, torch.full_like(x, variance), rtol=1e-9, atol=0  # pyright: ignore
+                learned.deviation**2,
+                torch.full_like(x, variance),
+                rtol=1e-9,
+                atol=0,  # pyright: ignore
             )
             torch.testing.assert_close(learned.mean, law.mean)
-            per_example = kernel.reverse(x, Belief(x, torch.full_like(x, spread)), *(torch.full((B,), u) for u in (s, t)))
+            per_example = kernel.reverse(
+                x, Belief(x, torch.full_like(x, spread)), *(torch.full((B,), u) for u in (s, t))
+            )
             assert bool((per_example.log_prob(x) - law.log_prob(x)).abs().max() < 1e-3 * law.log_prob(x).abs().max())
 
 

@@ -150,7 +150,9 @@ def test_cosine() -> None:
     for s in (0.0, 0.008, 0.2):
         assert tuple(map(float, Cosine(s)(ONE))) == (0.0, pytest.approx(1.0, abs=1e-15))
         early = torch.tensor(1e-9, dtype=torch.float64)
-        exact = 2 * math.asinh(0) + math.sin(math.pi / 2 / (1 + s) * 1e-9) * math.sin(math.pi / 2 / (1 + s) * (2 - 1e-9))
+        exact = 2 * math.asinh(0) + math.sin(math.pi / 2 / (1 + s) * 1e-9) * math.sin(
+            math.pi / 2 / (1 + s) * (2 - 1e-9)
+        )
         assert float(Cosine(s)(early)[1]) == pytest.approx(exact**0.5 / math.sin(math.pi / 2 / (1 + s)), rel=1e-12)
 
 
