@@ -132,7 +132,7 @@ def test_parts_of_the_gaussian_bound() -> None:
 
 @pytest.mark.parametrize("schedule", [LinearBeta(), RectifiedFlow()], ids=repr)
 def test_the_likelihood_weight_is_the_limit_of_the_gaps(schedule: Schedule) -> None:
-    """The expected gaps of a fine grid = the integral of weight times expected error, with the closed posterior variance."""
+    """The expected gaps of a fine grid = the integral of the weight times the closed posterior variance."""
     kernel, x_0 = Gaussian(schedule), DATA.sample(2000, seeded(0))
     low, high = 0.1, 0.9
     times = torch.cat([torch.linspace(high, low, 401, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])

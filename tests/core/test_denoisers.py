@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polydiff.core import denoisers
 from polydiff.core.categorical import absorbing, marginal, uniform
 from polydiff.core.denoisers import GaussianDenoiser, Parametrisation, TokenDenoiser, context, index, logits
+from polydiff.core.distributions import Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.guidance import ClassifierFree
@@ -186,7 +187,8 @@ def test_learned_range_splits_the_output() -> None:
     x = torch.randn(2, 3, 4, 4, generator=seeded(0), dtype=torch.float64)
     mean, fraction = torch.randn_like(x), torch.rand_like(x) * 2 - 1
     network = lambda x, c: torch.cat([mean, fraction], 1)  # noqa: E731
-    belief = GaussianDenoiser(network, schedule, denoisers.eps, learned_range=True).given(kernel)(x, t)  # pyright: ignore
+    learned = GaussianDenoiser(network, schedule, denoisers.eps, learned_range=True)  # pyright: ignore
+    belief = learned.given(kernel)(x, t)
     plain = GaussianDenoiser(lambda x, c: mean, schedule, denoisers.eps).given(kernel)(x, t)  # pyright: ignore
     torch.testing.assert_close(belief.mean, plain.mean)
     # Nichol & Dhariwal 2021, eq. 15: variance = exp(f log beta + (1 - f) log beta_tilde), f = (v + 1)/2.
@@ -197,6 +199,7 @@ def test_learned_range_splits_the_output() -> None:
     small = beta * sigma_s**2 / sigma_t**2
     f = (fraction + 1) / 2
     law = kernel.reverse(x, belief, 0.2, t)
+    assert isinstance(law, Scaled)
     torch.testing.assert_close(
         law.deviation**2,
         torch.exp(f * math.log(beta) + (1 - f) * math.log(small)),  # pyright: ignore
