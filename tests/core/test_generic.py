@@ -60,9 +60,7 @@ def test_bound_is_a_bound_by_parts(case: Case) -> None:
     assert bound.total.isfinite().all()
     assert (bound.prior >= 0).all()
     assert (bound.gaps >= 0).all()
-    certain = elbo(
-        lambda x, t: case.kernel.certain(case.x_0), case.kernel, case.x_0, uniform(6), generator=generators
-    )
+    certain = elbo(lambda x, t: case.kernel.certain(case.x_0), case.kernel, case.x_0, uniform(6), generator=generators)
     assert torch.allclose(certain.gaps, torch.zeros_like(certain.gaps), atol=1e-5)
     assert (bound.total > certain.total).all()
 

@@ -65,7 +65,9 @@ def test_bound_on_independent_pixels_reaches_their_entropy() -> None:
         return Belief(torch.tanh(x * (alpha_t / sigma_t**2).item()))
 
     x_0 = torch.randint(0, 2, (4000, 8), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    coarse, fine = (elbo(denoise, kernel, x_0, uniform(n), generator=torch.Generator().manual_seed(1)) for n in (20, 300))
+    coarse, fine = (
+        elbo(denoise, kernel, x_0, uniform(n), generator=torch.Generator().manual_seed(1)) for n in (20, 300)
+    )
     bits = [float(bound.total.mean()) / 8 / math.log(2) for bound in (coarse, fine)]
     error = float(fine.total.std()) / 8 / math.log(2) / 4000**0.5
     assert bits[0] > bits[1] > 1 - 4 * error
