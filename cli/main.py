@@ -1,0 +1,101 @@
+"""`polydiff COMMAND DOMAIN [options]`: the one place that knows all domains.
+
+Every domain has a module `options` with one dataclass per command (`Train`, `Sample`, `Evaluate`, `Demo`), free of
+torch, and a module per command (`train`, …) whose `main(options)` does the work and is imported only when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+from ..core.commands import run
+
+__all__ = ["COMMANDS", "DOMAINS", "main"]
+
+DOMAINS = ("vision",)
+
+COMMANDS = {
+    "train": "train a model on a data set or on your own files",
+    "sample": "draw from a trained model",
+    "evaluate": "measure a trained model against held-out data",
+    "demo": "train, sample and evaluate something small; writes a page of results",
+}
+
+EPILOG = """\
+examples:
+  polydiff demo vision                                          the whole way in a few minutes
+  polydiff train vision --data fashion-mnist --out runs/first   train on a real data set
+  polydiff train vision --out runs/first --resume               go on where that run stopped
+  polydiff sample vision --model runs/first --count 16          draw from it
+
+Options in full: polydiff COMMAND DOMAIN --help. An error is one line; --traceback shows where it came from.
+"""
+
+
+class _Version(argparse.Action):
+    """Print the version, looked up only then: package metadata is slow to read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"polydiff {version('polydiff')}")
+        parser.exit()
+
+
+def _package(name: str) -> str:
+    return f"{(__package__ or '').rpartition('.')[0]}.{name}"
+
+
+def _summary(domain: str) -> str:
+    """The first line of a domain's docstring."""
+    return (import_module(_package(domain)).__doc__ or "").partition("\n")[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Reads the command and the domain; every other word is left to the domain's options."""
+    parser = argparse.ArgumentParser(
+        prog="polydiff",
+        usage="polydiff COMMAND DOMAIN [options]",
+        description="One diffusion core, many domains.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(
+        prog="polydiff", title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    for command, summary in COMMANDS.items():
+        below = commands.add_parser(
+            command,
+            usage=f"polydiff {command} DOMAIN [options]",
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            help=summary,
+            epilog=f"Options in full: polydiff {command} DOMAIN --help",
+            allow_abbrev=False,
+        )
+        domains = below.add_subparsers(
+            prog=f"polydiff {command}", title="domains", dest="domain", metavar="DOMAIN", required=True
+        )
+        for domain in DOMAINS:
+            domains.add_parser(domain, help=_summary(domain), add_help=False, allow_abbrev=False)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `polydiff` command; ends the process with the status that `core.commands.run` documents."""
+    found, rest = _parser().parse_known_args(arguments)
+    command, domain = found.command, found.domain
+    kind = getattr(import_module(_package(f"{domain}.options")), command.capitalize())
+
+    def work(options: Any) -> None:
+        import_module(_package(f"{domain}.{command}")).main(options)
+
+    run(kind, work, command=command, domain=domain, prog=f"polydiff {command} {domain}", arguments=rest)
+
+
+if __name__ == "__main__":
+    main()

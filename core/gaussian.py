@@ -1,0 +1,164 @@
+r"""The Gaussian kernel: x_t = alpha_t x_0 + sigma_t x_1, x_1 ~ N(0, Sigma), for every schedule and every noise law.
+
+With r = alpha_t sigma_s / (alpha_s sigma_t) = exp((lambda_t - lambda_s)/2) and c = r^2, for s < t,
+
+    q(x_t | x_s)      = N(alpha_t/alpha_s x_s, (1 - c) sigma_t^2 Sigma)
+    q(x_s | x_t, x_0) = N(r sigma_s/sigma_t x_t + (1 - c) alpha_s x_0, (1 - c) sigma_s^2 Sigma)
+
+(Kingma et al. 2021, eq. 24-33, in log-SNR form: 1 - c = -expm1(lambda_t - lambda_s) does not cancel, and alpha_t = 0 at
+t = 1 is no special case). A learned reverse variance interpolates in the log between these two scales, element by
+element: log variance = spread log((1 - c) sigma_t^2) + (1 - spread) log((1 - c) sigma_s^2) (Nichol & Dhariwal 2021,
+eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is a number suits every noise law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from .distributions import Normal, Scaled
+from .kernel import Kernel, Memo, Path, Time, check_order
+from .noise import Isotropic, Noise, own_view
+from .randomness import Randomness
+from .schedules import Schedule, is_fixed
+
+__all__ = ["Belief", "Coupled", "Gaussian"]
+
+
+class Belief(NamedTuple):
+    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range."""
+
+    mean: Tensor
+    spread: float | Tensor = 0.0
+    """one number, or one per element in the shape of the mean"""
+
+
+class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
+    """The kernel of a schedule and a noise law on tensor states.
+
+    Args:
+        schedule: alpha_t, sigma_t.
+        noise: the law of x_1; isotropic by default.
+    """
+
+    def __init__(self, schedule: Schedule, noise: Noise | None = None):
+        super().__init__()
+        self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
+        self._marginal = Memo(schedule, is_fixed(schedule))
+        self._between = Memo(self._coefficients, is_fixed(schedule))
+
+    def _coefficients(self, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        """(weight of x_t, weight of x_0, scale) of the posterior, (weight of x_s, scale) of the transition."""
+        alpha_s, sigma_s = self.schedule(s)
+        alpha_t, sigma_t = self.schedule(t)
+        fall = self.schedule.log_snr(t) - self.schedule.log_snr(s)
+        kept = -torch.expm1(fall)
+        return (
+            torch.exp(fall / 2) * sigma_s / sigma_t,
+            kept * alpha_s,
+            kept.sqrt() * sigma_s,
+            alpha_t / alpha_s,
+            kept.sqrt() * sigma_t,
+        )
+
+    def given(self, **structure: Any) -> Self:
+        view = own_view(self)
+        view.noise = self.noise.given(**structure)
+        return view
+
+    def examples(self, x: Tensor) -> int:
+        return self.noise.examples(x)
+
+    def dims(self, x: Tensor) -> Tensor:
+        return self.noise.dof(x)
+
+    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
+        return self.noise.combine(*terms)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.noise.project(x)
+
+    def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
+        return self.noise.draw(x_0, generator)
+
+    def certain(self, x_0: Tensor) -> Belief:
+        return Belief(x_0)
+
+    def prior(self, like: Tensor) -> Normal:
+        """N(0, sigma_1^2 Sigma)."""
+        return Normal(torch.zeros_like(like), self._marginal(1.0)[1], self.noise)
+
+    def marginal(self, x_0: Tensor, t: Time) -> Normal:
+        alpha_t, sigma_t = self._marginal(t)
+        return Normal(self.combine((alpha_t, x_0)), sigma_t, self.noise)
+
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
+        check_order(s, t)
+        *_, weight, scale = self._between(s, t)
+        return Normal(self.combine((weight, x_s)), scale, self.noise)
+
+    def posterior(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal:
+        check_order(s, t)
+        of_x_t, of_x_0, scale, *_ = self._between(s, t)
+        return Normal(self.combine((of_x_t, x_t), (of_x_0, belief.mean)), scale, self.noise)
+
+    def reverse(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal | Scaled:
+        law = self.posterior(x_t, belief, s, t)
+        if isinstance(belief.spread, float) and belief.spread == 0.0:
+            return law
+        (_, sigma_s), (_, sigma_t) = self._marginal(s), self._marginal(t)
+        ratio = sigma_t / sigma_s  # of the largest to the smallest scale
+        if isinstance(belief.spread, float):
+            return Normal(law.mean, law.scale * ratio**belief.spread, self.noise)
+        log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log().reshape(-1)
+        widened = torch.exp(belief.spread * self.noise.spread(log_ratio, x_t))
+        return Scaled(law.mean, law.scaled().deviation * widened, self.noise)
+
+    def gap(self, x_t: Tensor, x_0: Tensor, belief: Belief, s: Time, t: Time) -> Tensor:
+        posterior, reverse = self.posterior(x_t, self.certain(x_0), s, t), self.reverse(x_t, belief, s, t)
+        return posterior.kl(reverse) if isinstance(reverse, Normal) else posterior.scaled().kl(reverse)
+
+    def likelihood(self, belief: Belief, t: Time) -> Normal:
+        """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""
+        alpha_t, sigma_t = self._marginal(t)
+        return Normal(belief.mean, sigma_t / alpha_t, self.noise)
+
+    def conclude(self, belief: Belief, generator: Randomness = None) -> Tensor:
+        return belief.mean
+
+    def blend(self, mask: Tensor, known: Tensor, x: Tensor) -> Tensor:
+        """mask: bool, broadcastable to the states."""
+        return torch.where(mask, known, x)
+
+    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
+        """Squared error in the metric of the noise law, summed, (B,)."""
+        return self.noise.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))
+
+
+class Coupled(Path[Tensor]):
+    """A path between paired ends without densities: `partner(x_0, generator)` supplies x_1 (other data, an ODE's end).
+
+    Rectified flow's reflow and stochastic interpolants train on it (Liu et al. 2023; Albergo et al. 2023).
+    """
+
+    def __init__(self, schedule: Schedule, partner: Callable[[Tensor, Randomness], Tensor]):
+        super().__init__()
+        self.schedule, self.partner, self.layout = schedule, partner, Isotropic()
+
+    def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
+        return self.partner(x_0, generator)
+
+    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
+        return self.layout.combine(*terms)
+
+    def examples(self, x: Tensor) -> int:
+        return self.layout.examples(x)
+
+    def dims(self, x: Tensor) -> Tensor:
+        return self.layout.dof(x)
+
+    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
+        return self.layout.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))

@@ -1,0 +1,69 @@
+"""The names that command lines and configuration files use for methods, and what they mean.
+
+This is the edge: inside the library a method is a class or function passed in, never a string. The keys of each table
+are spelled out as Literals in the torch-free `names`, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from . import denoisers, grids, objectives, schedules
+from .ancestral import ancestral
+from .ddim import ddim
+from .dpm_solver import dpm_solver_pp_2m
+from .names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
+from .ode import euler, heun
+from .sampling import Step
+
+__all__ = ["GRIDS", "PARAMETRISATIONS", "SAMPLERS", "SCHEDULES", "WEIGHTS"]
+
+SCHEDULES: dict[ScheduleName, Callable[[], schedules.Schedule]] = {
+    "linear": schedules.LinearBeta,
+    "cosine": schedules.Cosine,
+    "sigmoid": schedules.Sigmoid,
+    "quadratic": schedules.Quadratic,
+    "ve": schedules.VarianceExploding,
+    "sub-vp": schedules.SubVP,
+    "edm": schedules.EDM,
+    "rectified-flow": schedules.RectifiedFlow,
+}
+
+PARAMETRISATIONS: dict[ParametrisationName, denoisers.Parametrisation] = {
+    "eps": denoisers.eps,
+    "x0": denoisers.x0,
+    "v": denoisers.v,
+    "score": denoisers.score,
+    "flow": denoisers.flow,
+    "edm": denoisers.edm(),
+}
+
+WEIGHTS: dict[WeightName, objectives.Weight] = {
+    "simple": objectives.simple,
+    "plain": objectives.plain,
+    "velocity": objectives.velocity,
+    "flow": objectives.flow_velocity,
+    "likelihood": objectives.likelihood,
+    "min-snr": objectives.min_snr(),
+    "p2": objectives.p2(),
+    "edm": objectives.edm(),
+}
+
+GRIDS: dict[GridName, Callable[[int, schedules.Schedule], Tensor]] = {
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
+    "log-snr": grids.log_snr,
+    "karras": grids.karras,
+}
+
+
+SAMPLERS: dict[SamplerName, Callable[..., Iterator[Step]]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "dpm-solver++": dpm_solver_pp_2m,
+}
+"""`sampler(denoise, kernel, x, times, generator=...)`."""

@@ -1,0 +1,13 @@
+"""The names of methods on command lines and in configuration files, as types. Free of torch; see `methods`."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+__all__ = ["GridName", "ParametrisationName", "SamplerName", "ScheduleName", "WeightName"]
+
+ScheduleName: TypeAlias = Literal["linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"]
+ParametrisationName: TypeAlias = Literal["eps", "x0", "v", "score", "flow", "edm"]
+WeightName: TypeAlias = Literal["simple", "plain", "velocity", "flow", "likelihood", "min-snr", "p2", "edm"]
+GridName: TypeAlias = Literal["uniform", "quadratic", "log-snr", "karras"]
+SamplerName: TypeAlias = Literal["ancestral", "ddim", "euler", "heun", "dpm-solver++"]

@@ -1,0 +1,185 @@
+r"""Objectives: what a denoiser is trained on.
+
+Every loss is w(t) * error(x_0, belief) / dims, the error of the belief about x_0 under a weight. For Gaussians the
+weights that make it the familiar losses are functions of SNR_t = e^lambda_t:
+
+    simple    SNR                        |eps - eps_hat|^2                              Ho et al. 2020, eq. 14
+    plain     1                          |x_0 - x_0_hat|^2
+    velocity  (alpha^2+sigma^2)^2/sigma^2  |v - v_hat|^2                                Salimans & Ho 2022
+    flow_velocity  (1 + alpha/sigma)^2     |(x_1 - x_0) - F|^2                          Lipman et al. 2023
+    min_snr   min(SNR, gamma)                                                           Hang et al. 2023
+    p2        SNR / (k + SNR)^gamma                                                     Choi et al. 2022
+    edm       SNR + 1/sigma_data^2                                                      Karras et al. 2022, table 1
+    likelihood  -SNR lambda'(t) / 2      the continuous ELBO, in nats                   Kingma et al. 2021, eq. 17
+
+The published ones are the same numbers; only the space in which the error is written differs. Schedule, denoiser and
+loss form one module, whose forward is what DDP wraps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .denoisers import Denoiser
+from .errors import ArgumentError
+from .kernel import Kernel, Path
+from .randomness import Randomness, rand, randn
+from .schedules import Schedule
+
+__all__ = [
+    "Denoising",
+    "edm",
+    "flow_velocity",
+    "likelihood",
+    "log_normal",
+    "low_discrepancy",
+    "min_snr",
+    "p2",
+    "plain",
+    "simple",
+    "uniform",
+    "velocity",
+]
+
+Weight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
+"""(schedule, t) -> w(t), shape of t."""
+
+Times: TypeAlias = Callable[[Schedule, int, Randomness], Tensor]
+"""(schedule, B, generator) -> t, (B,) float64 on the CPU."""
+
+
+def simple(schedule: Schedule, t: Tensor) -> Tensor:
+    """Unweighted error of the noise."""
+    return schedule.log_snr(t).exp()
+
+
+def plain(schedule: Schedule, t: Tensor) -> Tensor:
+    """Unweighted error of the data; for tokens, unweighted cross-entropy."""
+    return torch.ones_like(t)
+
+
+def velocity(schedule: Schedule, t: Tensor) -> Tensor:
+    """Unweighted error of v = alpha x_1 - sigma x_0."""
+    alpha_t, sigma_t = schedule(t)
+    return (alpha_t**2 + sigma_t**2) ** 2 / sigma_t**2
+
+
+def flow_velocity(schedule: Schedule, t: Tensor) -> Tensor:
+    """Unweighted error of x_1 - x_0: flow matching, on straight paths and others."""
+    alpha_t, sigma_t = schedule(t)
+    return ((alpha_t + sigma_t) / sigma_t) ** 2
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """min(SNR, gamma)."""
+    return lambda schedule, t: schedule.log_snr(t).exp().clamp(max=gamma)
+
+
+def p2(k: float = 1.0, gamma: float = 1.0) -> Weight:
+    """SNR / (k + SNR)^gamma."""
+    return lambda schedule, t: simple(schedule, t) / (k + simple(schedule, t)) ** gamma
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    """SNR + 1/sigma_data^2."""
+    return lambda schedule, t: simple(schedule, t) + 1 / sigma_data**2
+
+
+def likelihood(schedule: Schedule, t: Tensor) -> Tensor:
+    """-SNR lambda'(t)/2: with t uniform in [a, b], times dims (b - a), the diffusion loss of that stretch in nats."""
+    return -simple(schedule, t) * schedule.log_snr_rate(t) / 2
+
+
+def uniform(low: float = 1e-4, high: float = 1.0) -> Times:
+    """t uniform in [max(low, t_min), high], independent per example."""
+
+    def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
+        bottom = max(low, schedule.t_min)
+        return bottom + (high - bottom) * rand((count,), generator, dtype=torch.float64)
+
+    return draw
+
+
+def low_discrepancy(low: float = 1e-4, high: float = 1.0) -> Times:
+    """t_i = (u + i/B) mod 1, one u per batch (Kingma et al. 2021, I.1): less variance, examples not independent."""
+
+    def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
+        first = generator[0] if isinstance(generator, Sequence) else generator
+        u = rand((1,), first, dtype=torch.float64)
+        bottom = max(low, schedule.t_min)
+        return bottom + (high - bottom) * ((u + torch.arange(count, dtype=torch.float64) / count) % 1)
+
+    return draw
+
+
+def log_normal(mean: float = -1.2, deviation: float = 1.2) -> Times:
+    """log(sigma/alpha) normal (Karras et al. 2022, table 1), for any schedule by the inverse of its log-SNR."""
+
+    def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
+        log_sigma = mean + deviation * randn((count, 1), generator, dtype=torch.float64).squeeze(1)
+        return schedule.inverse(-2 * log_sigma).clamp(max(schedule.t_min, 1e-6), 1)
+
+    return draw
+
+
+class Denoising(nn.Module):
+    """Train a denoiser on a kernel or a path.
+
+    Args:
+        denoiser: the module that learns.
+        kernel: whose marginals are denoised. A Path without densities serves too.
+        weight: of the error of x_0, see above.
+        times: the law of t.
+        drop: for classifier-free guidance, {condition: (probability, null value)}: that share of examples is trained
+            with the null value in the condition's place.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        kernel: Kernel | Path,
+        weight: Weight = simple,
+        times: Times | None = None,
+        drop: Mapping[str, tuple[float, Any]] | None = None,
+    ):
+        super().__init__()
+        self.denoiser, self.kernel, self.weight = denoiser, kernel, weight
+        self.times = times if times is not None else uniform()
+        self.drop = dict(drop or {})
+        for name, (probability, _) in self.drop.items():
+            if not 0 <= probability <= 1:
+                raise ArgumentError(f"drop[{name!r}]", probability, "a probability")
+
+    def forward(self, batch: Mapping[str, Any], generator: Randomness = None) -> Tensor:
+        """Per-example losses (B,).
+
+        Args:
+            batch: "x_0" and the conditions.
+            generator: one, or a list with one per example; draws t, the noise and what is dropped.
+        """
+        missing = ({"x_0"} | self.drop.keys()) - batch.keys()
+        if missing:
+            raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")
+        condition = {name: value for name, value in batch.items() if name != "x_0"}
+        x_0, kernel = batch["x_0"], self.kernel
+        count = kernel.examples(x_0)
+        t = self.times(kernel.schedule, count, generator)
+        for name, (probability, null) in self.drop.items():
+            dropped = rand((count,), generator).to(condition[name].device) < probability
+            rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
+            condition[name] = torch.where(rows, torch.as_tensor(null).to(condition[name]), condition[name])
+        x_t = noisy(kernel, x_0, t, generator)
+        belief = self.denoiser(x_t, t, kernel, **condition)
+        error = kernel.error(x_0, belief, t)
+        return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
+
+
+def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:
+    """x_t from a kernel's marginal, or on a path between paired ends."""
+    if isinstance(kernel, Path):
+        return kernel.interpolate(x_0, kernel.pair(x_0, generator), t)
+    return kernel.marginal(x_0, t).sample(generator)

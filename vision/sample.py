@@ -1,0 +1,152 @@
+"""Draw images from a trained model: `polydiff sample vision`, `python -m polydiff.vision.sample`.
+
+Image i depends on the seed and on i alone. With several processes each takes whole batches of the same composition, so
+the pixels are the same as with one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..core.commands import CONFIG_NAME, run
+from ..core.config import save
+from ..core.errors import ArgumentError, DataError
+from ..core.methods import GRIDS, SAMPLERS
+from ..core.names import GridName, SamplerName
+from .data import picture, pictures
+from .options import Sample
+from .pipeline import ImagePipeline
+
+__all__ = ["draw", "load_model", "main"]
+
+
+def main(options: Sample) -> None:
+    """Draw and write `000000.png`, ... and `grid.png` into `options.out`."""
+    pipeline = load_model(options.model)
+    labels = pipeline.labels(list(options.label) or None, options.count)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{options.out}: no folder to write images into ({error})") from error
+    save(options.out / CONFIG_NAME, "sample", "vision", options)
+    images = draw(
+        pipeline,
+        options.model,
+        labels,
+        options.count,
+        steps=options.steps,
+        sampler=options.sampler,
+        grid=options.grid,
+        guidance=options.guidance,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        processes=options.processes,
+        precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
+    )
+    levels, names = pipeline.config.levels, pipeline.config.class_names
+    for i, image in enumerate(images):
+        name = "" if labels is None or int(labels[i]) >= len(names) else "-" + slug(names[int(labels[i])])
+        picture(image, levels).save(options.out / f"{i:06d}{name}.png")
+    shown = images[:100]
+    pictures(shown, levels, scale=max(1, 64 // images.shape[-1]), columns=min(10, len(shown))).save(
+        options.out / "grid.png"
+    )
+    print(f"{len(images)} images in {options.out}, the first of them together in {options.out / 'grid.png'}")
+
+
+def load_model(name: str) -> ImagePipeline:
+    """A model by name, from a folder with a model, or from the folder of a finished run."""
+    path = Path(name)
+    if path.is_dir() and (path / "model").is_dir():
+        path = path / "model"
+    elif path.is_dir() and (path / "checkpoints").is_dir():
+        raise DataError(f"{path}: this run has not finished; go on with `polydiff train vision --out {path} --resume`")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ImagePipeline.from_pretrained(path if path.is_dir() else name, device=device)
+
+
+def draw(
+    pipeline: ImagePipeline,
+    model: str,
+    labels: Tensor | None,
+    count: int,
+    *,
+    steps: int,
+    sampler: SamplerName,
+    grid: GridName,
+    guidance: float,
+    seed: int,
+    batch_size: int,
+    processes: int = 1,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Images, uint8 (count, C, H, W), in batches shared out among processes; the model is read anew in each."""
+    parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    common = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size, "precision": precision}
+    jobs = [
+        (
+            None if labels is None else labels[part.start : part.stop].tolist(),
+            len(part),
+            part.start,
+            sampler,
+            grid,
+            common,
+        )
+        for part in parts
+    ]
+    if processes < 1:
+        raise ArgumentError("processes", processes, "at least 1")
+    with tqdm(total=count, unit="image") as bar:
+        drawn: list[Tensor] = []
+        if processes == 1:
+            for job in jobs:
+                drawn.append(_batch(pipeline, *job))
+                bar.update(len(drawn[-1]))
+        else:
+            threads = max(1, torch.get_num_threads() // processes)
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(min(processes, len(jobs)), _begin, (model, threads)) as pool:
+                for images in pool.imap(_work, jobs):
+                    drawn.append(torch.from_numpy(images))
+                    bar.update(len(images))
+    return torch.cat(drawn)
+
+
+def slug(text: str) -> str:
+    """A class name as part of a file name."""
+    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
+
+
+def _batch(
+    pipeline: ImagePipeline,
+    labels: Sequence[int] | None,
+    count: int,
+    first: int,
+    sampler: SamplerName,
+    grid: GridName,
+    common: dict[str, Any],
+) -> Tensor:
+    return pipeline.sample(labels, count=count, first=first, sampler=SAMPLERS[sampler], grid=GRIDS[grid], **common)
+
+
+_worker: list[ImagePipeline] = []
+
+
+def _begin(model: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _worker[:] = [load_model(model)]
+
+
+def _work(job: tuple[Any, ...]) -> Any:
+    return _batch(_worker[0], *job).numpy()
+
+
+if __name__ == "__main__":
+    run(Sample, main, command="sample", domain="vision")

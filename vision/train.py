@@ -1,0 +1,146 @@
+"""Train a diffusion model of images: `polydiff train vision`, `python -m polydiff.vision.train`, or `train(...)`.
+
+The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for
+TensorBoard, and at the end `model/`, which `ImagePipeline.from_pretrained` reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+
+import torch
+
+from ..core.commands import CONFIG_NAME, run
+from ..core.config import save
+from ..core.machine import machine
+from ..core.methods import WEIGHTS
+from ..core.objectives import Denoising
+from ..core.pipeline import Card
+from ..core.training import Trained
+from ..core.training import train as train_objective
+from .architectures import DiTConfig, UNetConfig
+from .data import Images, load
+from .options import Network, Train
+from .pipeline import ImageConfig, ImagePipeline
+
+__all__ = ["image_config", "main", "train"]
+
+
+def main(options: Train) -> None:
+    """Train as the options say and write the model."""
+    data = load(options.data, "train", data_root=options.data_root, size=options.size)
+    train(data, options)
+
+
+def train(
+    data: Images, options: Train, *, on_log: Callable[[dict[str, float]], None] | None = None
+) -> tuple[ImagePipeline, Trained]:
+    """Train on a data set already loaded; returns the pipeline with averaged weights, and the history.
+
+    Raises:
+        ArgumentError: `options.out` holds a run already and `options.resume` is False.
+        TrainingError, CheckpointError: see `core.training.train`.
+    """
+    torch.manual_seed(options.training.seed)
+    config = image_config(data, options)
+    pipeline = ImagePipeline(config, ImagePipeline.build(config))
+    drop = {"label": (options.label_dropout, pipeline.num_classes)} if pipeline.num_classes else None
+    objective = Denoising(pipeline.model, pipeline.kernel, WEIGHTS[options.weighting], drop=drop)
+    started = time.monotonic()
+    written = False
+
+    def log(entry: dict[str, float]) -> None:
+        nonlocal written
+        if not written:  # the folder is checked by now, so nothing of another run is overwritten
+            save(options.out / CONFIG_NAME, "train", "vision", options)
+            written = True
+        if on_log is not None:
+            on_log(entry)
+
+    trained = train_objective(objective, data, options.training, folder=options.out, resume=options.resume, on_log=log)
+    assert isinstance(trained.ema, Denoising)
+    pipeline.model.load_state_dict(trained.ema.denoiser.state_dict())
+    pipeline.model.eval()
+    seconds = trained.history[-1]["seconds"] if trained.history else time.monotonic() - started
+    pipeline.save_pretrained(options.out / "model", card=card(data, options, seconds))
+    return pipeline, trained
+
+
+def image_config(data: Images, options: Train) -> ImageConfig:
+    """The model that the options ask for, completed by what the data say."""
+    return ImageConfig(
+        shape=data.shape,
+        levels=data.levels,
+        class_names=data.class_names,
+        network=network_config(options.network, data.shape[0], data.num_classes),
+        schedule=options.schedule,
+        parametrisation=options.parametrisation,
+    )
+
+
+def card(data: Images, options: Train, seconds: float) -> Card:
+    """What is known about the model when training ends; figures are added by whoever measures them."""
+    return Card(
+        title=f"Images like {data.name}",
+        summary="A diffusion model of images" + (", class-conditional." if data.num_classes else "."),
+        data=f"{data.name}, {len(data)} training images of shape {data.shape}",
+        command=command(options),
+        time=f"{seconds / 60:.1f} minutes",
+        machine=machine(),
+        seed=options.training.seed,
+        limits="Draws images like its training set and nothing else; may repeat that set's errors and biases.",
+    )
+
+
+def command(options: Train) -> str:
+    """The command line that trains with these options, without what is at its default or a matter of this machine."""
+    default, words = Train(), ["polydiff", "train", "vision"]
+    local = {"data_root", "out", "config", "resume", "progress", "cpu", "log_every", "checkpoint_every", "keep"}
+    for part, standard in (
+        (options, default),
+        (options.network, default.network),
+        (options.training, default.training),
+    ):
+        for each in fields(part):
+            value = getattr(part, each.name)
+            if each.name in local or is_dataclass(value) or value == getattr(standard, each.name):
+                continue
+            flag = "--" + each.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(flag if value else "--no-" + flag[2:])
+            else:
+                words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return " ".join(words)
+
+
+def network_config(network: Network, channels: int, num_classes: int) -> UNetConfig | DiTConfig:
+    """The sizes that a command line asks for, completed by what the data say."""
+    if network.kind == "dit":
+        return DiTConfig(
+            in_channels=channels,
+            out_channels=channels,
+            num_classes=num_classes,
+            width=network.width,
+            depth=network.blocks,
+            heads=network.heads,
+            patch=network.patch,
+            dropout=network.dropout,
+        )
+    return UNetConfig(
+        in_channels=channels,
+        out_channels=channels,
+        num_classes=num_classes,
+        width=network.width,
+        multipliers=network.multipliers,
+        blocks=network.blocks,
+        attention=network.attention,
+        heads=network.heads,
+        patch=network.patch,
+        dropout=network.dropout,
+    )
+
+
+if __name__ == "__main__":
+    run(Train, main, command="train", domain="vision")
