@@ -49,7 +49,7 @@ def ddim(
     of_noise = sigma_s * share.sqrt()
     for t, s, a, b, c in zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True):
         belief = denoise(x, t)
-        terms = [(a, x), (b, belief.mean)]
+        terms = [(a, x), *belief.times(b)]
         if eta > 0:
             terms.append((c, kernel.noise.draw(x, generator)))
         x = kernel.combine(*terms)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -119,6 +120,14 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
 
     network: nn.Module
     schedule: Schedule
+    _memo: tuple[Schedule, Memo] | None = None
+
+    def memo(self, schedule: Schedule) -> Memo:
+        """The coefficients under a schedule by time, remembered from one binding to the next."""
+        if self._memo is None or self._memo[0] is not schedule:
+            fixed = is_fixed(self.schedule) and is_fixed(schedule)
+            self._memo = schedule, Memo(partial(self.coefficients, schedule=schedule), fixed)
+        return self._memo[1]
 
     @abstractmethod
     def coefficients(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
@@ -145,12 +154,11 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
 
 
 class Conditioned(Generic[X, B]):
-    """A bound denoiser: belief = denoise(x_t, t), t a float or a tensor (B,). Coefficients are remembered by t."""
+    """A bound denoiser: belief = denoise(x_t, t), t a float or a tensor (B,)."""
 
     def __init__(self, denoiser: Denoiser[X, B], kernel: Any, condition: dict[str, Any]):
         self.denoiser, self.kernel, self.condition = denoiser, kernel, condition
-        fixed = is_fixed(denoiser.schedule) and is_fixed(kernel.schedule)
-        self.memo = Memo(lambda t: denoiser.coefficients(t, kernel.schedule), fixed)
+        self.memo = denoiser.memo(kernel.schedule)
 
     def __call__(self, x_t: X, t: Time) -> B:
         return self.denoiser.read(x_t, t, self.memo(t), self.kernel, self.condition)
@@ -168,8 +176,8 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
         learned_range: whether the network also predicts the reverse variance; its half v in [-1, 1] gives (v + 1)/2.
         spread: of the reverse variance if it is not learned: 0 the smallest, the posterior's; 1 the largest.
 
-    The belief is projected on the kernel's space, so that a network need not know which cells are masked or that clouds
-    are centred.
+    The output is projected on the kernel's space, where x_t lives, so that a network need not know which cells are masked
+    or that clouds are centred.
     """
 
     def __init__(
@@ -209,16 +217,17 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
     ) -> Belief:
         c_skip, c_out, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
-        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition).to(x_t.dtype)
+        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)
+        if output.dtype != x_t.dtype:
+            output = output.to(x_t.dtype)
         spread: float | Tensor = self.spread
         if self.learned_range:
             output, fraction = output.chunk(2, dim=1)
             spread = (fraction + 1) / 2
-        if isinstance(c_skip, float) and c_skip == 0.0:
-            mean = kernel.combine((c_out, output)) if c_out != 1.0 else output
-        else:
-            mean = kernel.combine((c_skip, x_t), (c_out, output))
-        return Belief(kernel.project(mean), spread)
+        output = kernel.project(output)
+        if isinstance(c_skip, float) and c_skip == 0.0 and c_out == 1.0:
+            return Belief(output, spread)
+        return Belief.sum(kernel.combine, (c_skip, x_t), (c_out, output), spread=spread)
 
 
 def logits(output: Tensor, evidence: Tensor) -> Tensor:
@@ -269,5 +278,5 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:
     """c as a tensor (B,) of like's dtype and device."""
     if isinstance(c, float):
-        return torch.full((examples,), c, dtype=like.dtype, device=like.device)
+        return like.new_full((examples,), c)
     return c.to(like).expand(examples)

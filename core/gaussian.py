@@ -13,8 +13,8 @@ eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -28,12 +28,46 @@ from .schedules import Schedule, is_fixed
 __all__ = ["Belief", "Coupled", "Gaussian"]
 
 
-class Belief(NamedTuple):
-    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range."""
+class Belief:
+    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range.
 
-    mean: Tensor
-    spread: float | Tensor = 0.0
-    """one number, or one per element in the shape of the mean"""
+    A denoiser's mean is a sum c_skip x_t + c_out F, and solvers add multiples of it to x_t again. So the sum stays open
+    until `mean` is asked for: `kernel.combine((a, x_t), *belief.times(b))` costs no pass over memory for the mean, and
+    its weights are added in float64, where a + b c_skip would cancel badly in float32.
+
+    Args:
+        mean: of x_0.
+        spread: one number, or one per element in the shape of the mean.
+    """
+
+    def __init__(self, mean: Tensor, spread: float | Tensor = 0.0):
+        self.spread = spread
+        self._mean: Tensor | None = mean
+        self._terms: tuple[tuple[Time, Tensor], ...] = ()
+        self._combine: Callable[..., Tensor] | None = None
+
+    @classmethod
+    def sum(
+        cls, combine: Callable[..., Tensor], *terms: tuple[Time, Tensor], spread: float | Tensor = 0.0
+    ) -> Belief:
+        """The belief whose mean is combine(*terms)."""
+        belief = cls.__new__(cls)
+        belief.spread, belief._mean, belief._terms, belief._combine = spread, None, terms, combine
+        return belief
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_0 | x_t], in the shape of the state."""
+        if self._mean is None:
+            assert self._combine is not None
+            self._mean = self._combine(*self._terms)
+        return self._mean
+
+    def times(self, number: Time) -> Iterable[tuple[Time, Tensor]]:
+        """The terms of number times the mean, for `combine`."""
+        if self._mean is not None:
+            return ((number, self._mean),)
+        return [(number * weight, x) for weight, x in self._terms]
 
 
 class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
@@ -103,7 +137,7 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     def posterior(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal:
         check_order(s, t)
         of_x_t, of_x_0, scale, *_ = self._between(s, t)
-        return Normal(self.combine((of_x_t, x_t), (of_x_0, belief.mean)), scale, self.noise)
+        return Normal(self.combine((of_x_t, x_t), *belief.times(of_x_0)), scale, self.noise)
 
     def reverse(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal | Scaled:
         law = self.posterior(x_t, belief, s, t)
@@ -135,7 +169,7 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
 
     def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
         """Squared error in the metric of the noise law, summed, (B,)."""
-        return self.noise.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))
+        return self.noise.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
 
 
 class Coupled(Path[Tensor]):
@@ -161,4 +195,4 @@ class Coupled(Path[Tensor]):
         return self.layout.dof(x)
 
     def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        return self.layout.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))
+        return self.layout.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))

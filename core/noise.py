@@ -21,6 +21,9 @@ __all__ = ["Centred", "Diagonal", "Isotropic", "Noise", "masked", "own_view"]
 
 M = TypeVar("M", bound=nn.Module)
 
+ZERO = torch.zeros(())
+"""0 + a x is how torch multiplies by a Python number at a third of the cost of a x."""
+
 
 class Noise(nn.Module, ABC):
     """N(0, Sigma). Defaults are those of a dense state (B, ...), examples along the first dimension."""
@@ -44,19 +47,21 @@ class Noise(nn.Module, ABC):
         return x.flatten(1).sum(1)
 
     def combine(self, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
-        """sum of number times state over the terms; numbers are floats or (B,) tensors."""
-        (number, x), *rest = terms
-        if isinstance(number, float) and number == 1.0 and rest and isinstance(rest[0][0], float):
-            (number, y), *rest = rest
-            result = torch.add(x, y, alpha=number)
-        else:
-            result = x * (number if isinstance(number, float) else self.spread(number, x))
-        for number, y in rest:
-            # result is fresh, so adding in place is safe for autograd and saves a pass over memory.
-            if isinstance(number, float):
-                result.add_(y, alpha=number)
+        """sum of number times state over the terms; numbers are floats or (B,) tensors. Equal states are met once."""
+        weights: dict[int, tuple[float | Tensor, Tensor]] = {}
+        for number, x in terms:
+            known = weights.get(id(x))
+            weights[id(x)] = (number, x) if known is None else (known[0] + number, x)
+        result = None
+        for number, x in weights.values():
+            # From the second term on result is fresh: adding in place is safe for autograd and saves a pass over memory.
+            if not isinstance(number, Tensor):
+                result = torch.add(ZERO, x, alpha=number) if result is None else result.add_(x, alpha=number)
             else:
-                result.addcmul_(y, self.spread(number, y))
+                rows = self.spread(number, x)
+                result = x * rows if result is None else result.addcmul_(x, rows)
+        if result is None:
+            raise ArgumentError("terms", terms, "at least one")
         return result
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:

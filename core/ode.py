@@ -68,7 +68,7 @@ def euler(
     of_x, of_mean = line(k[1:], u[1:] - u[:-1], 1 / k[:-1], da, alpha[:-1], sigma[:-1])
     for t, s, a, b in zip(*columns(times[:-1], times[1:], of_x, of_mean), strict=True):
         belief = denoise(x, t)
-        x = kernel.combine((a, x), (b, belief.mean))
+        x = kernel.combine((a, x), *belief.times(b))
         yield Step(s, x, belief)
 
 
@@ -94,12 +94,13 @@ def heun(
     corrections = columns(*(weight[:-1] for weight in half), *slope)
     for (t, s, a, b), correction in zip_longest(zip(*table, strict=True), zip(*corrections, strict=True)):
         belief = denoise(x, t)
-        predicted = kernel.combine((a, x), (b, belief.mean))
+        predicted = kernel.combine((a, x), *belief.times(b))
         if correction is None:
             x = predicted
         else:
             c, d, e, f = correction
-            x = kernel.combine((c, x), (d, belief.mean), (e, predicted), (f, denoise(predicted, s).mean))
+            corrected = denoise(predicted, s)
+            x = kernel.combine((c, x), *belief.times(d), (e, predicted), *corrected.times(f))
         yield Step(s, x, belief)
 
 

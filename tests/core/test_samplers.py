@@ -206,7 +206,7 @@ def test_the_law_of_the_ancestral_sampler(spread: float | None, eta: float | Non
 
     def denoise(x: Tensor, t: Time) -> Belief:
         belief = DATA.denoise(kernel)(x, t)
-        return belief if spread is None else belief._replace(spread=spread)
+        return belief if spread is None else Belief(belief.mean, spread)
 
     x = torch.randn(count, 3, generator=seeded(0), dtype=torch.float64)
     if eta is None:
