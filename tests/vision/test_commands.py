@@ -62,7 +62,7 @@ def test_resume_goes_on_and_a_second_start_is_refused(run: Path, tmp_path: Path,
 def test_sample_writes_named_images_and_a_grid(run: Path, tmp_path: Path) -> None:
     words = ["sample", "vision", "--model", run, "--label", "3", "seven", "--count", 3, "--steps", 2]
     assert polydiff(*words, "--out", tmp_path / "bad") == 2  # the digits' names are numerals
-    words[5] = "7"
+    words[6] = "7"
     assert polydiff(*words, "--out", tmp_path) == 0
     names = sorted(p.name for p in tmp_path.glob("0*.png"))
     assert names == ["000000-3.png", "000001-7.png", "000002-3.png"]
