@@ -54,6 +54,7 @@ class Records:
     def append(self, entry: dict[str, Any]) -> None:
         """Write one entry; its `step` says where it belongs."""
         self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()  # for those who follow the file
         for name, value in entry.items():
             if name != "step":
                 self._board.add_scalar(f"train/{name}", value, entry["step"])

@@ -23,6 +23,9 @@ from .train import command, train
 
 __all__ = ["demo", "main"]
 
+GUIDANCE = 1.25
+"""Weight of classifier-free guidance."""
+
 SCALE = 6  # screen pixels per pixel of a digit
 
 
@@ -47,7 +50,7 @@ def demo(report: Report, options: Demo) -> None:
         shutil.rmtree(settings.out)
     pipeline, trained = train(data, settings)
     trained_at = time.monotonic()
-    count, steps, guidance = (40, 5, 1.0) if options.quick else (1000, 20, 1.25)
+    count, steps, guidance = (40, 5, GUIDANCE) if options.quick else (1000, 20, GUIDANCE)
     measure = Evaluate(
         model=str(settings.out),
         data="digits",

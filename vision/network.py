@@ -110,8 +110,9 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList(
             Upsample(config.channels(level), config.channels(level), 3, padding=1) for level in range(last, 0, -1)
         )
-        self.norm = Normalisation(config.groups_of(config.width), config.width)
-        self.output = zeroed(nn.Conv2d(config.width, config.out_channels * pixels, 3, padding=1))
+        c = config.channels(0)
+        self.norm = Normalisation(config.groups_of(c), c)
+        self.output = zeroed(nn.Conv2d(c, config.out_channels * pixels, 3, padding=1))
         stages = [stage for stage in self.modules() if isinstance(stage, ResidualBlock)]
         self.splits = [2 * stage.conv_2.out_channels for stage in stages]
         self.modulation = nn.Linear(config.embedding_width, sum(self.splits))
@@ -137,7 +138,7 @@ class UNet(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)  # a single channel has no layout to pass on
         skips = [h]
         for level, stages in enumerate(self.encoder):
-            for stage in stages:
+            for stage in stages.children():
                 h = stage(h, next(modulations))
                 skips.append(h)
             if level < len(self.downsample):
@@ -146,7 +147,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             h = stage(h, next(modulations))
         for level, stages in enumerate(self.decoder):
-            for stage in stages:
+            for stage in stages.children():
                 h = stage(torch.cat([h, skips.pop()], dim=1), next(modulations))
             if level < len(self.upsample):
                 h = self.upsample[level](h)

@@ -234,6 +234,21 @@ def test_interrupt_has_its_own_code(tmp_path: Path):
     assert caught.value.code == 130
 
 
+def test_a_signal_to_the_loaders_takes_no_data_away(tmp_path: Path, whole: dict[str, Any]):
+    """A batch system signals all processes of a job; only the main one may decide what follows."""
+    struck = 0
+
+    def strike(entry: dict[str, float]) -> None:
+        nonlocal struck
+        if entry["step"] == 4:
+            for loader in multiprocessing.active_children():
+                os.kill(loader.pid or 0, signal.SIGTERM)
+                struck += 1
+
+    assert state(tmp_path, run(tmp_path, workers=2, on_log=strike)) == whole
+    assert struck >= 2
+
+
 def test_handlers_and_generators_are_put_back(tmp_path: Path):
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     for seed in (torch.manual_seed, numpy.random.seed, random.seed):
@@ -427,6 +442,15 @@ def test_callbacks(tmp_path: Path):
     assert list((tmp_path / "logs").iterdir())
 
 
+@pytest.mark.slow
+def test_compiled_network(tmp_path: Path):
+    compiled = run(tmp_path / "a", compile=True, objective=Objective(dropout=0.0))
+    plain = run(tmp_path / "b", objective=Objective(dropout=0.0))
+    torch.testing.assert_close(losses(compiled), losses(plain), rtol=1e-4, atol=1e-4)
+    assert compiled.objective.state_dict().keys() == plain.objective.state_dict().keys()
+    assert compiled.objective.get_submodule("network")._compiled_call_impl is not None
+
+
 def test_without_average_the_weights_themselves_come_back(tmp_path: Path):
     trained = run(tmp_path, steps=2, ema=0.0)
     assert trained.ema is trained.objective
@@ -544,14 +568,42 @@ def test_tensors_of_different_length():
 # ----------------------------------------------------------------------------------------------------------- processes
 
 
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    """The case on two processes."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", training_case.__file__, *arguments]
+    return subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_terminated(tmp_path: Path):
+    """SIGTERM to the launcher reaches all; they stop at the same step and leave it on disk."""
+    process = launch(str(tmp_path), "long")
+    log = tmp_path / "long" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size > 0):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    step = checkpoints.load_newest(tmp_path / "long" / "checkpoints").step
+    assert step > 0
+    assert json.loads(log.read_text().splitlines()[-1])["step"] <= step
+    found = run(
+        tmp_path / "long",
+        resume=True,
+        steps=step + 2,
+        objective=Objective(dropout=0.0),
+        decay_to=1.0,
+        data=Tensors(x_0=vectors()),
+    )
+    assert found.history[-1]["step"] == step + 2
+
+
 def test_two_processes(tmp_path: Path):
     """torchrun with gloo reaches the same losses, saves what one process resumes, and stops as one."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", training_case.__file__]
-    done = subprocess.run(
-        [sys.executable, *launch, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = launch(str(tmp_path))
+    _, errors_shown = process.communicate(timeout=300)
+    assert process.returncode == 0, errors_shown[-3000:]
     options: dict[str, Any] = {"decay_to": 1.0, "data": Tensors(x_0=vectors())}
     alone = run(tmp_path / "alone", objective=Objective(dropout=0.0), **options)
     resumed = run(tmp_path / "good", objective=Objective(dropout=0.0), resume=True, **options)

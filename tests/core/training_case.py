@@ -134,4 +134,9 @@ def two_processes(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    two_processes(Path(sys.argv[1]))
+    place = Path(sys.argv[1])
+    if sys.argv[2:] == ["long"]:  # until it is told to stop
+        long: dict[str, Any] = {"data": Tensors(x_0=vectors()), "decay_to": 1.0, "steps": 10**6, "log_every": 100}
+        run(place / "long", objective=Objective(dropout=0.0), checkpoint_every=0, **long)
+    else:
+        two_processes(place)
