@@ -48,7 +48,7 @@ class Normal:
         self.mean, self.scale, self.noise = mean, scale, noise
 
     def sample(self, generator: Randomness = None) -> Tensor:
-        return self.noise.combine((self.scale, self.noise.draw(self.mean, generator)), (1.0, self.mean))
+        return self.noise.combine((1.0, self.mean), (self.scale, self.noise.draw(self.mean, generator)))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """-inf for x off the law's support."""

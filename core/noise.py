@@ -52,16 +52,20 @@ class Noise(nn.Module, ABC):
         for number, x in terms:
             known = weights.get(id(x))
             weights[id(x)] = (number, x) if known is None else (known[0] + number, x)
-        result = None
-        for number, x in weights.values():
-            # From the second term on result is fresh: adding in place is safe for autograd and saves a pass.
-            if not isinstance(number, Tensor):
-                result = torch.add(ZERO, x, alpha=number) if result is None else result.add_(x, alpha=number)
+        (number, x), *rest = weights.values()
+        if isinstance(number, Tensor):
+            result = x * self.spread(number, x)
+        elif number == 1.0 and rest and not isinstance(rest[0][0], Tensor):
+            result = torch.add(x, rest[0][1], alpha=rest[0][0])
+            rest = rest[1:]
+        else:
+            result = torch.add(ZERO, x, alpha=number)
+        for number, y in rest:
+            # result is fresh: adding in place is safe for autograd and saves a pass over memory.
+            if isinstance(number, Tensor):
+                result.addcmul_(y, self.spread(number, y))
             else:
-                rows = self.spread(number, x)
-                result = x * rows if result is None else result.addcmul_(x, rows)
-        if result is None:
-            raise ArgumentError("terms", terms, "at least one")
+                result.add_(y, alpha=number)
         return result
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:

@@ -7,7 +7,8 @@ generator, the denoiser (eps parametrisation, published indices) included; their
 Each run goes through a grid of 50 steps of DDPM's schedule; the two sides alternate in one process on one thread. A
 figure is the median over all inner steps of all repetitions, per network call (Heun: two per step). `unit` is one bare
 fused update, torch.add(x, y, alpha=a); `randn` the draw that a stochastic sampler cannot avoid. `grid` is what is paid
-once per grid.
+once per grid. Our denoiser and kernel remember their coefficients by time, and a first repetition warms up both sides;
+`cold` is our median call before that, paid once per process.
 """
 
 from __future__ import annotations
@@ -101,6 +102,12 @@ def ours(
     return seconds[0] - statistics.median(seconds), seconds
 
 
+def options_of(name: str, generator: torch.Generator) -> dict[str, Any]:
+    """The options of our sampler, with the generator where there is noise to draw."""
+    options = PAIRS[name][2]
+    return options | ({"generator": generator} if "generator" in options else {})
+
+
 def bare(function: Callable[[], Any], count: int) -> float:
     """Median seconds of one call."""
     seconds = []
@@ -115,22 +122,23 @@ def measure(shape: tuple[int, ...], repetitions: int) -> dict[str, Any]:
     """Microseconds per network call of every pair at one size."""
     generator = torch.Generator().manual_seed(SEED)
     x, output = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-    denoiser = GaussianDenoiser(Null(output), Tabulated.from_betas(torch.linspace(1e-4, 0.02, T)), eps, index(T))
-    kernel = Gaussian(denoiser.schedule)
+
+    def fresh() -> tuple[GaussianDenoiser, Gaussian]:
+        schedule = Tabulated.from_betas(torch.linspace(1e-4, 0.02, T))
+        return GaussianDenoiser(Null(output), schedule, eps, index(T)), Gaussian(schedule)
+
+    denoiser, kernel = fresh()
     calls: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in PAIRS}
     grid: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in PAIRS}
     units, draws = [], []
     for repetition in range(repetitions + 1):
-        for name, (make, sampler, options) in PAIRS.items():
-            random = "generator" in options
-            both: list[Callable[[], tuple[float, list[float]]]] = [
-                lambda make=make, random=random: theirs(make(), x, denoiser.network, generator if random else None),
-                lambda sampler=sampler, options=options, random=random: ours(
-                    sampler, denoiser, kernel, x, options | ({"generator": generator} if random else {})
-                ),
-            ]
+        for name, (make, sampler, _) in PAIRS.items():
+            options = options_of(name, generator)
             for side in (0, 1) if repetition % 2 else (1, 0):
-                once, seconds = both[side]()
+                if side == 0:
+                    once, seconds = theirs(make(), x, denoiser.network, options.get("generator"))
+                else:
+                    once, seconds = ours(sampler, denoiser, kernel, x, options)
                 if repetition > 0:  # the first one warms up
                     grid[name][side].append(once)
                     calls[name][side].extend(seconds[2:-2])
@@ -140,6 +148,7 @@ def measure(shape: tuple[int, ...], repetitions: int) -> dict[str, Any]:
     result: dict[str, Any] = {"unit_us": 1e6 * unit, "randn_us": 1e6 * draw, "schedulers": {}}
     for name, (their_calls, our_calls) in calls.items():
         them, us = statistics.median(their_calls), statistics.median(our_calls)
+        _, cold = ours(PAIRS[name][1], *fresh(), x, options_of(name, generator))
         row = {
             "diffusers_us": 1e6 * them,
             "polydiff_us": 1e6 * us,
@@ -148,6 +157,7 @@ def measure(shape: tuple[int, ...], repetitions: int) -> dict[str, Any]:
             "ratio": us / them,
             "diffusers_grid_us": 1e6 * statistics.median(grid[name][0]),
             "polydiff_grid_us": 1e6 * statistics.median(grid[name][1]),
+            "polydiff_cold_us": 1e6 * statistics.median(cold),
         }
         if "generator" in PAIRS[name][2]:
             row["ratio_without_randn"] = (us - draw) / (them - draw)
@@ -182,13 +192,15 @@ def main() -> None:
     }
     for size, result in sizes.items():
         print(f"\n{size}: unit {result['unit_us']:.1f} us, randn {result['randn_us']:.1f} us")
-        print(f"{'':10}{'diffusers':>12}{'polydiff':>12}{'units':>16}{'ratio':>8}{'without randn':>15}{'grid us':>18}")
+        heads = {"": -10, "diffusers": 12, "polydiff": 12, "units": 16, "ratio": 8, "without randn": 15}
+        print("".join(f"{head:{'<' if width < 0 else '>'}{abs(width)}}" for head, width in heads.items()), end="")
+        print(f"{'grid us':>18}{'cold us':>9}")
         for name, row in result["schedulers"].items():
             without = f"{row['ratio_without_randn']:.2f}" if "ratio_without_randn" in row else ""
             print(
                 f"{name:10}{row['diffusers_us']:9.1f} us{row['polydiff_us']:9.1f} us"
                 f"{row['diffusers_units']:8.1f}{row['polydiff_units']:8.1f}{row['ratio']:8.2f}{without:>15}"
-                f"{row['diffusers_grid_us']:9.0f}{row['polydiff_grid_us']:9.0f}"
+                f"{row['diffusers_grid_us']:9.0f}{row['polydiff_grid_us']:9.0f}{row['polydiff_cold_us']:9.0f}"
             )
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(report, indent=2) + "\n")
