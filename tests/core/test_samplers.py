@@ -93,6 +93,20 @@ def test_order_of_convergence(solver: str, name: str, ragged: bool) -> None:
     assert measured[1] == pytest.approx(order, abs=0.25), (measured, errors)
 
 
+def test_the_multistep_keeps_its_order_on_uneven_grids() -> None:
+    """Steps of alternating length 1 : 3 in log-SNR: a wrong ratio of steps would leave order 1."""
+    kernel, errors = Gaussian(LinearBeta()), []
+    first, end = 0.95, 0.05
+    x, ends = start(kernel, 3, first), kernel.schedule.log_snr(torch.tensor([first, end], dtype=torch.float64))
+    for steps in (40, 80, 160):
+        lengths = torch.tensor([1.0, 3.0], dtype=torch.float64).repeat(steps // 2).cumsum(0)
+        inner = kernel.schedule.inverse(ends[0] + (ends[1] - ends[0]) * lengths / lengths[-1])
+        times = torch.cat([torch.tensor([first], dtype=torch.float64), inner, inner.new_zeros(1)])
+        *_, reached, _ = dpm_solver_pp_2m(DATA.denoise(kernel), kernel, x, times)
+        errors.append(float((reached.x - DATA.flow(kernel.schedule, x, first, end)).abs().max()))
+    assert math.log2(errors[1] / errors[2]) == pytest.approx(2, abs=0.25), errors
+
+
 @pytest.mark.parametrize("name", ["cosine", "rectified", "exploding"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solvers_reach_the_data(solver: str, name: str) -> None:
