@@ -11,6 +11,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
+from polydiff.core import distributions
 from polydiff.core.distributions import Discrete, Joint, Normal, Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.noise import Centred, Diagonal, Isotropic, masked
@@ -145,6 +146,14 @@ def test_discrete_samples_by_chi_square(rare: float) -> None:
     common = [k for k in range(K) if k not in (0, 7, K - 1)]
     expected = p[common] / p[common].sum() * seen[common].sum()
     assert stats.chisquare(seen[common].numpy(), expected.numpy()).pvalue > 1e-4
+
+
+def test_discrete_resolves_probabilities_far_below_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uniform numbers just below, inside and just above the slot of a token of probability 1e-10."""
+    p = torch.tensor([0.5, 1e-10, 0.5 - 1e-10], dtype=torch.float64)
+    numbers = torch.tensor([0.5 - 1e-12, 0.5 + 5e-11, 0.5 + 1.01e-10], dtype=torch.float64)
+    monkeypatch.setattr(distributions, "rand", lambda *args, **options: numbers)
+    assert Discrete(p.log().expand(3, 3)).sample().tolist() == [0, 1, 2]
 
 
 def test_joint_adds_its_parts() -> None:
