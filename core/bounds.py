@@ -78,8 +78,7 @@ def bits_per_dim(nats: Tensor, dims: Tensor, log_det: float | Tensor = 0.0) -> T
     Args:
         nats: -log p, (B,).
         dims: dimensions per example, (B,).
-        log_det: log |dz/dx| in nats per dimension of the map from the data's own scale x to the model's z, for densities:
+        log_det: for densities, log |dz/dx| in nats per dimension of the map from the data's scale x to the model's z:
             log(1/127.5) for 0 ... 255 to [-1, 1]. Probabilities of discrete data need none.
     """
     return (nats / dims.to(nats) - log_det) / math.log(2)
-

@@ -1,6 +1,7 @@
-r"""DDIM(eta): the family of processes with the same marginals, from deterministic to ancestral (Song et al. 2021, eq. 12).
+r"""DDIM(eta): processes with the same marginals, from deterministic to ancestral (Song et al. 2021, eq. 12).
 
-    x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,    v = eta^2 (1 - c) sigma_s^2,  eps = (x_t - alpha_t x_0)/sigma_t
+    x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
+    v = eta^2 (1 - c) sigma_s^2,    eps = (x_t - alpha_t x_0) / sigma_t
 
 with (1 - c) sigma_s^2 the posterior variance, so eta = 1 is ancestral sampling and eta = 0 an ODE solver of order 1.
 """

@@ -8,9 +8,9 @@ A Gaussian parametrisation is three numbers per time (Karras et al. 2022, eq. 7,
     x0     x_0 = F                                             score  x_0 = (x_t + sigma^2 F) / alpha
     flow   F = x_1 - x_0                                       edm    unit variance for F's input and target
 
-The denoiser alone owns the map from t to the number c on which the network is conditioned (`conditioning`). It keeps the
-schedule that it was trained with. Bound to a kernel of another schedule it finds the time of equal log-SNR and rescales
-x_t, so a change of schedule at sampling time changes nothing but the path.
+The denoiser alone owns the map from t to the number c on which the network is conditioned (`conditioning`). It keeps
+the schedule that it was trained with. Bound to a kernel of another schedule it finds the time of equal log-SNR and
+rescales x_t, so a change of schedule at sampling time changes nothing but the path.
 
 For tokens, `logits` reads the output as log p(x_0 | x_t), and `context` as log p(x_0 | the other tokens), which is
 joined with q(x_t | x_0): D3PM's product rule, as exact as the former.
@@ -88,7 +88,7 @@ def score(alpha_t: Tensor, sigma_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def edm(sigma_data: float = 0.5) -> Parametrisation:
-    """Karras et al. 2022, table 1, for data of standard deviation sigma_data; any (alpha_t, sigma_t), also alpha_t = 0."""
+    """Karras et al. 2022, table 1, for data of standard deviation sigma_data; defined at alpha_t = 0 too."""
     if not (math.isfinite(sigma_data) and sigma_data > 0):
         raise ArgumentError("sigma_data", sigma_data, "a positive number")
 
@@ -169,15 +169,15 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
 
     Args:
         network: `network(x, c, **condition)` -> tensor of x's shape; with `learned_range`, twice x's channels along
-            dimension 1, the second half being the fraction v of the log-variance range (Nichol & Dhariwal 2021, eq. 15).
+            dimension 1, the second half the fraction v of the log-variance range (Nichol & Dhariwal 2021, eq. 15).
         schedule: the one it is trained with.
         parametrisation: how the output is read: `eps`, `x0`, `v`, `score`, `flow`, `edm(sigma_data)`.
         conditioning: the map from time to the network's c: `log_snr`, `time`, `index(T)`.
         learned_range: whether the network also predicts the reverse variance; its half v in [-1, 1] gives (v + 1)/2.
         spread: of the reverse variance if it is not learned: 0 the smallest, the posterior's; 1 the largest.
 
-    The output is projected on the kernel's space, where x_t lives, so that a network need not know which cells are masked
-    or that clouds are centred.
+    The output is projected on the kernel's space, where x_t lives, so that a network need not know which cells are
+    masked or that clouds are centred.
     """
 
     def __init__(
@@ -212,9 +212,7 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
             )
         return c_skip * scale, c_out, c_in * scale, self.conditioning(t, self.schedule.log_snr(t))
 
-    def read(
-        self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]
-    ) -> Belief:
+    def read(self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]) -> Belief:
         c_skip, c_out, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
         output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)
@@ -277,6 +275,4 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
 
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:
     """c as a tensor (B,) of like's dtype and device."""
-    if isinstance(c, float):
-        return like.new_full((examples,), c)
-    return c.to(like).expand(examples)
+    return c.to(like).expand(examples) if isinstance(c, Tensor) else like.new_full((examples,), c)

@@ -2,10 +2,11 @@ r"""DPM-Solver++ 2M: multistep exponential integrator of order 2 in the belief (
 
 With h = (lambda_s - lambda_t)/2 (half-log-SNR steps) and D the belief extrapolated to the middle of the step,
 
-    x_s = sigma_s/sigma_t x_t - alpha_s (e^(-h) - 1) D,    D = (1 + 1/(2 r)) x_0(t) - 1/(2 r) x_0(t_previous),  r = h_prev/h.
+    x_s = sigma_s/sigma_t x_t - alpha_s (e^(-h) - 1) D,
+    D = (1 + 1/(2 r)) x_0(t) - 1/(2 r) x_0(t_previous),    r = h_previous/h.
 
-The first step, and the last one to sigma = 0 where h is infinite, have order 1 (D = x_0(t)); so has the second one if the
-grid began at alpha = 0, since h_prev is infinite there. e^(-h) = alpha_t sigma_s / (alpha_s sigma_t) stays finite.
+The first step, and the last one to sigma = 0 where h is infinite, have order 1 (D = x_0(t)); so has the second one if
+the grid began at alpha = 0, since h_prev is infinite there. e^(-h) = alpha_t sigma_s / (alpha_s sigma_t) stays finite.
 """
 
 from __future__ import annotations

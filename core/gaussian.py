@@ -47,9 +47,7 @@ class Belief:
         self._combine: Callable[..., Tensor] | None = None
 
     @classmethod
-    def sum(
-        cls, combine: Callable[..., Tensor], *terms: tuple[Time, Tensor], spread: float | Tensor = 0.0
-    ) -> Belief:
+    def sum(cls, combine: Callable[..., Tensor], *terms: tuple[Time, Tensor], spread: float | Tensor = 0.0) -> Belief:
         """The belief whose mean is combine(*terms)."""
         belief = cls.__new__(cls)
         belief.spread, belief._mean, belief._terms, belief._combine = spread, None, terms, combine

@@ -57,7 +57,7 @@ def power(steps: int, exponent: float, schedule: Schedule | None = None) -> Tens
 
 
 def log_snr(steps: int, schedule: Schedule, low: float = -10.0, high: float = 10.0) -> Tensor:
-    """lambda in equal intervals (Lu et al. 2022), from lambda_1 or at least `low` to lambda at t_min, or `high` if t_min = 0.
+    """lambda in equal intervals (Lu et al. 2022) from lambda_1, at least `low`, to lambda at t_min (`high` if t_min = 0).
 
     The first time is 1 and the last 0, whatever the limits. Shape (steps + 1,).
     """
@@ -108,7 +108,9 @@ def check_times(times: Tensor) -> Tensor:
         raise ArgumentError("times", times, "a tensor of shape (n,) or (n, B) with n >= 2")
     times = times.detach().to("cpu", torch.float64)
     if not bool((times[:-1] > times[1:]).all() and (times[0] <= 1).all() and (times[-1] == 0).all()):
-        raise ArgumentError("times", times if times.ndim > 1 else times.tolist(), "times in [0, 1], falling strictly to 0")
+        raise ArgumentError(
+            "times", times if times.ndim > 1 else times.tolist(), "times in [0, 1], falling strictly to 0"
+        )
     return times
 
 
@@ -127,7 +129,9 @@ def ends(schedule: Schedule, low: float, high: float) -> tuple[float, float]:
     first, last = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
     first, last = max(first, low), last if schedule.t_min > 0 else high
     if not first < last:
-        raise ArgumentError("low, high", (low, high), f"log-SNRs with low < high, and {first} < {last} on this schedule")
+        raise ArgumentError(
+            "low, high", (low, high), f"log-SNRs with low < high, and {first} < {last} on this schedule"
+        )
     return first, last
 
 

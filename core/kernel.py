@@ -114,8 +114,8 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
         """x_0 at the end of sampling: the mean (Gaussian) or a draw (tokens)."""
 
     @abstractmethod
-    def blend(self, mask: Tensor, known: X, x: X) -> X:
-        """known where mask is True, x elsewhere, in the state's own geometry."""
+    def blend(self, mask: Any, known: X, x: X) -> X:
+        """known where mask is True, x elsewhere, in the state's own geometry; mask a bool tensor, or one per part."""
 
     @abstractmethod
     def error(self, x_0: X, belief: B, t: Time) -> Tensor:

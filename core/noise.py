@@ -54,7 +54,7 @@ class Noise(nn.Module, ABC):
             weights[id(x)] = (number, x) if known is None else (known[0] + number, x)
         result = None
         for number, x in weights.values():
-            # From the second term on result is fresh: adding in place is safe for autograd and saves a pass over memory.
+            # From the second term on result is fresh: adding in place is safe for autograd and saves a pass.
             if not isinstance(number, Tensor):
                 result = torch.add(ZERO, x, alpha=number) if result is None else result.add_(x, alpha=number)
             else:

@@ -166,8 +166,9 @@ class Denoising(nn.Module):
             raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")
         condition = {name: value for name, value in batch.items() if name != "x_0"}
         x_0, kernel = batch["x_0"], self.kernel
+        schedule: Any = kernel.schedule
         count = kernel.examples(x_0)
-        t = self.times(kernel.schedule, count, generator)
+        t = self.times(schedule, count, generator)
         for name, (probability, null) in self.drop.items():
             dropped = rand((count,), generator).to(condition[name].device) < probability
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
@@ -175,7 +176,7 @@ class Denoising(nn.Module):
         x_t = noisy(kernel, x_0, t, generator)
         belief = self.denoiser(x_t, t, kernel, **condition)
         error = kernel.error(x_0, belief, t)
-        return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
+        return self.weight(schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
 
 
 def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:

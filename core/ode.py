@@ -1,14 +1,15 @@
 r"""Euler and Heun for the probability-flow ODE, in coordinates that are finite wherever they are used.
 
 Along the flow x_t = alpha_t x_0 + sigma_t x_1 with the belief in place of x_0 and eps = (x_t - alpha_t x_0)/sigma_t in
-place of x_1. Divide by k and use a clock u in which the weights a = alpha/k of data and b = sigma/k of noise are simple:
+place of x_1. Divide by k and use a clock u in which the weights a = alpha/k of data and b = sigma/k of noise are
+simple:
 
-    flow       k = alpha + sigma,  u = sigma/(alpha + sigma)    d(x/k)/du = eps - x_0              straight paths
-    exploding  k = alpha,          u = sigma/alpha              d(x/k)/du = eps                    Karras et al. 2022, eq. 4
+    flow       k = alpha + sigma,  u = sigma/(alpha + sigma)    d(x/k)/du = eps - x_0    straight paths
+    exploding  k = alpha,          u = sigma/alpha              d(x/k)/du = eps          Karras et al. 2022, eq. 4
 
 `flow` is finite at alpha = 0 and at sigma = 0 alike and hence the default; Heun in `exploding` coordinates on a Karras
-grid is EDM's algorithm 1 without churn, and Euler in them is DDIM. At the final time, where sigma = 0, Heun's correction
-would divide by it and is left out: n intervals cost 2 n - 1 network calls.
+grid is EDM's algorithm 1 without churn, and Euler in them is DDIM. At the final time, where sigma = 0, Heun's
+correction would divide by it and is left out: n intervals cost 2 n - 1 network calls.
 """
 
 from __future__ import annotations
@@ -104,8 +105,6 @@ def heun(
         yield Step(s, x, belief)
 
 
-def line(
-    k_s: Tensor, step: Tensor, kept: Tensor, da: float, alpha: Tensor, sigma: Tensor
-) -> tuple[Tensor, Tensor]:
+def line(k_s: Tensor, step: Tensor, kept: Tensor, da: float, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """k_s (kept x + step (da mean + eps)) with eps = (x - alpha mean)/sigma, as (weight of x, weight of mean)."""
     return k_s * (kept + step / sigma), k_s * step * (da - alpha / sigma)

@@ -83,7 +83,8 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
     def conclude(self, belief: tuple[Any, ...], generator: Randomness = None) -> tuple[Any, ...]:
         return tuple(part.conclude(b, generator) for part, b in zip(self._each(), belief, strict=True))
 
-    def blend(self, mask: tuple[Tensor, ...], known: tuple[Any, ...], x: tuple[Any, ...]) -> tuple[Any, ...]:
+    def blend(self, mask: Any, known: tuple[Any, ...], x: tuple[Any, ...]) -> tuple[Any, ...]:
+        """mask: one per part."""
         zipped = zip(self._each(), mask, known, x, strict=True)
         return tuple(part.blend(m, k, y) for part, m, k, y in zipped)
 

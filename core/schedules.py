@@ -124,7 +124,7 @@ class Quadratic(Schedule):
 class Cosine(Schedule):
     """alpha_t = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)) (Nichol & Dhariwal 2021, eq. 17).
 
-    Written with sines of the complement, so that alpha_1 = 0 exactly. s = 0 is the plain cosine of VDM and of v-prediction.
+    Written with sines of the complement, so that alpha_1 = 0 exactly. s = 0 is the plain cosine that v-prediction uses.
     """
 
     def __init__(self, s: float = 0.008):
@@ -137,7 +137,7 @@ class Cosine(Schedule):
         t = as_float64(t)
         scale, top = math.pi / 2 / (1 + self.s), math.sin(math.pi / 2 / (1 + self.s))
         alpha_t = torch.sin(scale * (1 - t)) / top
-        # sigma^2 top^2 = sin^2(scale) - sin^2(scale (1 - t)) = sin(scale t) sin(scale (2 - t)): no cancellation at t = 0.
+        # sigma^2 top^2 = sin^2(scale) - sin^2(scale (1 - t)) = sin(scale t) sin(scale (2 - t)): exact near t = 0 too.
         sigma_t = (torch.sin(scale * t) * torch.sin(scale * (2 - t))).clamp_min(0).sqrt() / top
         return alpha_t, sigma_t
 
@@ -151,7 +151,7 @@ class Cosine(Schedule):
 
 
 class Sigmoid(Schedule):
-    """alpha_t^2 falls like a sigmoid of t between `start` and `end`, rescaled to run from 1 to 0 (Jabri et al. 2022)."""
+    """alpha_t^2 falls like a sigmoid of t between `start` and `end`, rescaled to 1 ... 0 (Jabri et al. 2022)."""
 
     def __init__(self, start: float = -3.0, end: float = 3.0, tau: float = 1.0):
         super().__init__()
@@ -172,7 +172,7 @@ class Sigmoid(Schedule):
 
 
 class SubVP(Schedule):
-    """Sub-variance-preserving: alpha_t as LinearBeta, sigma_t = 1 - alpha_t^2, not its root (Song et al. 2021, eq. 29)."""
+    """Sub-VP: alpha_t as LinearBeta, sigma_t = 1 - alpha_t^2 itself, not its root (Song et al. 2021, eq. 29)."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         super().__init__()

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.sampler_overhead
 
 The network is null: it returns one preallocated tensor, and both sides call it. Ours is the full cost of a step of the
-generator, the denoiser (eps parametrisation, published indices) included; theirs is `scale_model_input` and `step`. Each run
-goes through a grid of 50 steps of DDPM's schedule; the two sides alternate in one process on one thread. A figure is the
-median over all inner steps of all repetitions, per network call (Heun: two per step). `unit` is one bare fused update,
-torch.add(x, y, alpha=a); `randn` the draw that a stochastic sampler cannot avoid. `grid` is what is paid once per grid.
+generator, the denoiser (eps parametrisation, published indices) included; theirs is `scale_model_input` and `step`.
+Each run goes through a grid of 50 steps of DDPM's schedule; the two sides alternate in one process on one thread. A
+figure is the median over all inner steps of all repetitions, per network call (Heun: two per step). `unit` is one bare
+fused update, torch.add(x, y, alpha=a); `randn` the draw that a stochastic sampler cannot avoid. `grid` is what is paid
+once per grid.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from torch import Tensor, nn
 
 from polydiff.core import grids
@@ -42,11 +48,11 @@ RESULT = Path(__file__).parent / "results" / "sampler_overhead.json"
 
 BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": T}
 PAIRS: dict[str, tuple[Callable[[], Any], Callable[..., Iterator[Step[Tensor]]], dict[str, Any]]] = {
-    "DDIM": (lambda: diffusers.DDIMScheduler(clip_sample=False, **BETAS), ddim, {}),
-    "DDPM": (lambda: diffusers.DDPMScheduler(clip_sample=False, **BETAS), ancestral, {"generator": True}),
-    "Euler": (lambda: diffusers.EulerDiscreteScheduler(**BETAS), euler, {"coordinates": exploding}),
-    "Heun": (lambda: diffusers.HeunDiscreteScheduler(**BETAS), heun, {"coordinates": exploding}),
-    "DPM++ 2M": (lambda: diffusers.DPMSolverMultistepScheduler(**BETAS), dpm_solver_pp_2m, {}),
+    "DDIM": (lambda: DDIMScheduler(clip_sample=False, **BETAS), ddim, {}),
+    "DDPM": (lambda: DDPMScheduler(clip_sample=False, **BETAS), ancestral, {"generator": True}),
+    "Euler": (lambda: EulerDiscreteScheduler(**BETAS), euler, {"coordinates": exploding}),
+    "Heun": (lambda: HeunDiscreteScheduler(**BETAS), heun, {"coordinates": exploding}),
+    "DPM++ 2M": (lambda: DPMSolverMultistepScheduler(**BETAS), dpm_solver_pp_2m, {}),
 }
 
 
@@ -61,7 +67,9 @@ class Null(nn.Module):
         return self.output
 
 
-def theirs(scheduler: Any, x: Tensor, network: nn.Module, generator: torch.Generator | None) -> tuple[float, list[float]]:
+def theirs(
+    scheduler: Any, x: Tensor, network: nn.Module, generator: torch.Generator | None
+) -> tuple[float, list[float]]:
     """(seconds once per grid, seconds of every call) of a scheduler driven as its documentation says."""
     clock = time.perf_counter
     options = {} if generator is None else {"generator": generator}
@@ -153,7 +161,9 @@ def cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polydiff.core import denoisers
 from polydiff.core.categorical import absorbing, marginal, uniform
 from polydiff.core.denoisers import GaussianDenoiser, Parametrisation, TokenDenoiser, context, index, logits
+from polydiff.core.distributions import Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.guidance import ClassifierFree
@@ -186,17 +187,22 @@ def test_learned_range_splits_the_output() -> None:
     x = torch.randn(2, 3, 4, 4, generator=seeded(0), dtype=torch.float64)
     mean, fraction = torch.randn_like(x), torch.rand_like(x) * 2 - 1
     network = lambda x, c: torch.cat([mean, fraction], 1)  # noqa: E731
-    belief = GaussianDenoiser(network, schedule, denoisers.eps, learned_range=True).given(kernel)(x, t)  # pyright: ignore
+    learned = GaussianDenoiser(network, schedule, denoisers.eps, learned_range=True)  # pyright: ignore
+    belief = learned.given(kernel)(x, t)
     plain = GaussianDenoiser(lambda x, c: mean, schedule, denoisers.eps).given(kernel)(x, t)  # pyright: ignore
     torch.testing.assert_close(belief.mean, plain.mean)
     # Nichol & Dhariwal 2021, eq. 15: variance = exp(f log beta + (1 - f) log beta_tilde), f = (v + 1)/2.
-    alpha_t, sigma_t, alpha_s, sigma_s = (float(u) for r in (t, 0.2) for u in schedule(torch.tensor(r, dtype=torch.float64)))
+    alpha_t, sigma_t, alpha_s, sigma_s = (
+        float(u) for r in (t, 0.2) for u in schedule(torch.tensor(r, dtype=torch.float64))
+    )
     beta = 1 - (alpha_t / alpha_s) ** 2
     small = beta * sigma_s**2 / sigma_t**2
     f = (fraction + 1) / 2
     law = kernel.reverse(x, belief, 0.2, t)
+    assert isinstance(law, Scaled)
     torch.testing.assert_close(
-        law.deviation**2, torch.exp(f * math.log(beta) + (1 - f) * math.log(small))  # pyright: ignore
+        law.deviation**2,
+        torch.exp(f * math.log(beta) + (1 - f) * math.log(small)),  # pyright: ignore
     )
 
 
@@ -290,7 +296,9 @@ TOKENS = {
 
 
 @pytest.mark.parametrize("name", TOKENS)
-@pytest.mark.parametrize("t", [0.1, 0.6, torch.linspace(0.05, 1, 64, dtype=torch.float64)], ids=["0.1", "0.6", "tensor"])
+@pytest.mark.parametrize(
+    "t", [0.1, 0.6, torch.linspace(0.05, 1, 64, dtype=torch.float64)], ids=["0.1", "0.6", "tensor"]
+)
 def test_both_readings_of_tokens_are_exact(name: str, t: float | Tensor) -> None:
     """logits with p(x_0 | x_t), and context with p(x_0 | the other tokens), by enumeration, up to constants."""
     kernel, data = TOKENS[name]

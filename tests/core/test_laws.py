@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from polydiff.core.distributions import Normal
+from polydiff.core.distributions import Normal, Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
-from polydiff.core.kernel import Kernel
 from polydiff.core.randomness import seeded
-
 from tests.core.cases import CASES, SCHEDULES, B, Case, centred, isotropic, parts, product, some_masked
 
 T_LOW, T_MIDDLE = torch.tensor([0.05, 0.3, 0.6, 0.25]).double(), torch.tensor([0.06, 0.7, 0.95, 1.0]).double()
@@ -31,7 +29,7 @@ def chain(case: Case, s: Any, t: Any, generator: torch.Generator) -> tuple[Any, 
     return x_s, case.kernel.transition(x_s, s, t).sample(generator)
 
 
-def both_sides(kernel: Kernel, x_0: Any, x_s: Any, x_t: Any, s: Any, t: Any) -> tuple[Tensor, Tensor]:
+def both_sides(kernel: Any, x_0: Any, x_s: Any, x_t: Any, s: Any, t: Any) -> tuple[Tensor, Tensor]:
     forward = kernel.marginal(x_0, s).log_prob(x_s) + kernel.transition(x_s, s, t).log_prob(x_t)
     posterior = kernel.posterior(x_t, kernel.certain(x_0), s, t)
     return forward, kernel.marginal(x_0, t).log_prob(x_t) + posterior.log_prob(x_s)
@@ -58,9 +56,7 @@ def test_posterior_is_linear_in_the_belief(case: Case, between: str) -> None:
         if isinstance(certain, Belief):
             other = kernel.project(certain.mean.flip(-1) * 0.7)
             mixed = kernel.combine((0.3, certain.mean), (0.7, other))
-            one, two, both = (
-                kernel.posterior(x_t, Belief(mean), s, t) for mean in (certain.mean, other, mixed)
-            )
+            one, two, both = (kernel.posterior(x_t, Belief(mean), s, t) for mean in (certain.mean, other, mixed))
             torch.testing.assert_close(both.mean, 0.3 * one.mean + 0.7 * two.mean, rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(torch.as_tensor(both.scale), torch.as_tensor(one.scale), rtol=0, atol=0)
         else:
@@ -70,9 +66,7 @@ def test_posterior_is_linear_in_the_belief(case: Case, between: str) -> None:
             belief = noise / noise.sum(-1, keepdim=True)
             each = [kernel.posterior(x_t, kernel.certain(torch.full_like(x_t, k)), s, t).mean for k in range(K)]
             mixture = sum(belief[..., k, None] * each[k] for k in range(K))
-            torch.testing.assert_close(
-                kernel.posterior(x_t, belief.log(), s, t).mean, mixture, rtol=1e-10, atol=1e-14
-            )
+            torch.testing.assert_close(kernel.posterior(x_t, belief.log(), s, t).mean, mixture, rtol=1e-10, atol=1e-14)
 
 
 def test_impossible_events_are_impossible_on_both_sides(case: Case) -> None:
@@ -171,7 +165,7 @@ def test_given_is_an_independent_view() -> None:
     assert other.examples(torch.zeros(3, 3)) == 2
     both = product(SCHEDULES["linear"]()).kernel
     bound = both.given(part_0={"index": torch.tensor([0, 0, 1]), "num_graphs": 2})
-    assert both.parts[0].noise.num_graphs == 4  # pyright: ignore[reportAttributeAccessIssue]
+    assert both.parts[0].noise.num_graphs == 4
     assert bound.parts[0].noise.num_graphs == 2
 
 
@@ -189,11 +183,17 @@ def test_spread_reaches_both_published_variances() -> None:
             assert isinstance(law, Normal)
             assert float(law.scale) ** 2 == pytest.approx(variance, rel=1e-9)
             learned = kernel.reverse(x, Belief(x, torch.full_like(x, spread)), s, t)
+            assert isinstance(learned, Scaled)
             torch.testing.assert_close(
-                learned.deviation**2, torch.full_like(x, variance), rtol=1e-9, atol=0  # pyright: ignore
+                learned.deviation**2,
+                torch.full_like(x, variance),
+                rtol=1e-9,
+                atol=0,
             )
             torch.testing.assert_close(learned.mean, law.mean)
-            per_example = kernel.reverse(x, Belief(x, torch.full_like(x, spread)), *(torch.full((B,), u) for u in (s, t)))
+            per_example = kernel.reverse(
+                x, Belief(x, torch.full_like(x, spread)), *(torch.full((B,), u) for u in (s, t))
+            )
             assert bool((per_example.log_prob(x) - law.log_prob(x)).abs().max() < 1e-3 * law.log_prob(x).abs().max())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from polydiff.core.errors import ArgumentError, CheckpointError, DataError
 from polydiff.vision import classifier as module
 from polydiff.vision.classifier import (

@@ -14,9 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
+
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.vision.data import Images, Split, find_label, load, picture, pictures, to_uint8, to_unit
-from torch.utils.data import DataLoader
 
 SHARED = Path(os.environ.get("POLYDIFF_DATA") or Path(__file__).parents[3] / "shared" / "data" / "vision")
 
@@ -188,8 +189,9 @@ def test_offline_names_set_source_and_way_out(tmp_path: Path, name: str, source:
 def test_download_is_checked_and_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
-    from polydiff.vision import data as module
     from torchvision.datasets import MNIST
+
+    from polydiff.vision import data as module
 
     source = tmp_path / "source"
     written = write_set(source)

@@ -8,6 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from scipy.stats import binomtest
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.vision import metrics
 from polydiff.vision.data import Images
@@ -27,10 +32,6 @@ from polydiff.vision.metrics import (
     reference,
     wilson,
 )
-from scipy.linalg import sqrtm
-from scipy.stats import binomtest
-from sklearn.neighbors import NearestNeighbors
-from torch import Tensor
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -286,7 +287,7 @@ def test_inception_runs_and_says_what_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "function", [frechet_distance, polynomial_mmd, kernel_distance, precision_recall, density_coverage, nearest]
 )
-def test_features_are_checked(function) -> None:  # noqa: ANN001
+def test_features_are_checked(function) -> None:
     good, nan = normal(20, 3), normal(20, 3)
     nan[4, 1] = math.nan
     for bad, match in (
