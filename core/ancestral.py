@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from .bounds import unstack
-from .grids import check_times
+from .grids import check_times, unstack
 from .kernel import Kernel, Time
 from .randomness import Randomness
 from .sampling import Step

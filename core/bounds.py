@@ -14,17 +14,17 @@ drop the prior or truncate the time are not bounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .grids import check_times
+from .grids import check_times, unstack
 from .kernel import Kernel, Time
 from .randomness import Randomness
 
-__all__ = ["Bound", "bits_per_dim", "elbo", "unstack"]
+__all__ = ["Bound", "bits_per_dim", "elbo"]
 
 
 class Bound(NamedTuple):
@@ -83,13 +83,3 @@ def bits_per_dim(nats: Tensor, dims: Tensor, log_det: float | Tensor = 0.0) -> T
     """
     return (nats / dims.to(nats) - log_det) / math.log(2)
 
-
-def unstack(times: Tensor) -> list[Time]:
-    """A checked grid as a list of floats (n,), or of (B,) tensors (n, B)."""
-    return times.tolist() if times.ndim == 1 else list(times.unbind(0))
-
-
-def intervals(times: Tensor) -> Iterator[tuple[Time, Time]]:
-    """(t, s) of every interval of a grid, in order."""
-    grid = unstack(check_times(times))
-    return zip(grid[:-1], grid[1:], strict=True)

@@ -67,7 +67,7 @@ class Categorical(Kernel[Tensor, Tensor]):
         return x.shape[0]
 
     def dims(self, x: Tensor) -> Tensor:
-        return torch.full((x.shape[0],), x[0].numel(), dtype=torch.get_default_dtype(), device=x.device)
+        return torch.full((len(x),), math.prod(x.shape[1:]), dtype=torch.get_default_dtype(), device=x.device)
 
     def certain(self, x_0: Tensor) -> Tensor:
         hot = torch.nn.functional.one_hot(x_0, self.K)
@@ -90,8 +90,8 @@ class Categorical(Kernel[Tensor, Tensor]):
         alpha_s = self._survival(s)
         rows = self._rows(alpha_s, belief)
         through_pi = self.log_pi.to(belief) + joined.logsumexp(-1, keepdim=True)
-        forward = torch.logaddexp(log(rows).to(belief) + joined, log(1 - rows).to(belief) + through_pi)
-        return Discrete((forward + self._evidence(x_t, self._survival(t, s)).to(belief)).log_softmax(-1))
+        forward = log_add(log(rows).to(belief) + joined, log(1 - rows).to(belief) + through_pi)
+        return Discrete(normalised(forward + self._evidence(x_t, self._survival(t, s)).to(belief)))
 
     def likelihood(self, belief: Tensor, t: Time) -> Discrete:
         return Discrete(belief)
@@ -122,13 +122,13 @@ class Categorical(Kernel[Tensor, Tensor]):
     def _mix(self, certain: Tensor, survival: Tensor) -> Tensor:
         """log(survival [k = x] + (1 - survival) pi_k) over k."""
         rows = self._rows(survival, certain)
-        return torch.logaddexp(log(rows) + certain, log(1 - rows) + self.log_pi)
+        return log_add(log(rows) + certain, log(1 - rows) + self.log_pi)
 
     def _evidence(self, x: Tensor, survival: Tensor) -> Tensor:
         """log(survival [x = k] + (1 - survival) pi_x) over k: the column of x."""
         certain = self.certain(x)
         rows = self._rows(survival, certain)
-        return torch.logaddexp(log(rows) + certain, log(1 - rows) + self.log_pi[x].unsqueeze(-1))
+        return log_add(log(rows) + certain, log(1 - rows) + self.log_pi[x].unsqueeze(-1))
 
 
 def uniform(schedule: Schedule, K: int) -> Categorical:
@@ -149,6 +149,20 @@ def marginal(schedule: Schedule, counts: Tensor) -> Categorical:
     if counts.ndim != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
         raise ArgumentError("counts", counts, "counts (K,) >= 0, not all 0")
     return Categorical(schedule, counts / counts.sum())
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """log-probabilities over the last dimension; -inf throughout where the event conditioned on is impossible."""
+    impossible = (log_weights == -math.inf).all(-1, keepdim=True)
+    return log_weights.masked_fill(impossible, 0.0).log_softmax(-1).masked_fill(impossible, -math.inf)
+
+
+def log_add(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b) whose gradient is 0, not NaN, where both are -inf."""
+    impossible = torch.maximum(a, b) == -math.inf
+    return torch.logaddexp(a.masked_fill(impossible, 0.0), b.masked_fill(impossible, 0.0)).masked_fill(
+        impossible, -math.inf
+    )
 
 
 def log(x: Tensor) -> Tensor:

@@ -36,20 +36,20 @@ def ddim(
         kernel: Gaussian.
         x: the state at times[0].
         times: grid (n + 1,) or (n + 1, B); n network calls.
-        eta: >= 0; above 1 only while the variance fits, eta^2 (1 - c) <= 1.
+        eta: in [0, 1].
         generator: one, or a list with one per example; unused for eta = 0.
     """
+    if not 0 <= eta <= 1:
+        raise ArgumentError("eta", eta, "a number in [0, 1]")
     times, alpha, sigma = prepared(kernel, times)
     alpha_t, alpha_s, sigma_t, sigma_s = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
-    share = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
-    if not eta >= 0 or bool((share > 1 + 1e-9).any()):
-        raise ArgumentError("eta", eta, "eta >= 0 with eta^2 (1 - c) <= 1 on this grid")
-    of_eps = sigma_s * (1 - share).clamp_min(0).sqrt()
+    share = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp_min(0)
+    of_eps = sigma_s * (1 - share).sqrt()
     of_x, of_mean = of_eps / sigma_t, alpha_s - of_eps * alpha_t / sigma_t
     of_noise = sigma_s * share.sqrt()
     for t, s, a, b, c in zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True):
         belief = denoise(x, t)
-        terms = [(a, x), (b, belief.mean)]
+        terms = [(a, x), *belief.times(b)]
         if eta > 0:
             terms.append((c, kernel.noise.draw(x, generator)))
         x = kernel.combine(*terms)

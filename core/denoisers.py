@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -29,8 +30,8 @@ from torch import Tensor, nn
 from .categorical import Categorical
 from .errors import ArgumentError
 from .gaussian import Belief
-from .kernel import Memo, Time, is_fixed
-from .schedules import Schedule
+from .kernel import Memo, Time
+from .schedules import Schedule, is_fixed, time_of
 
 __all__ = [
     "Conditioned",
@@ -105,7 +106,8 @@ def time(t: Tensor, log_snr_t: Tensor) -> Tensor:
 
 def index(T: int) -> Conditioning:
     """c = T t - 1: the published index of a T-step model, kept when its chain is respaced."""
-    return lambda t, log_snr_t: T * t - 1
+    # Rounded, so that i/T gives the integer i - 1 whatever the arithmetic.
+    return lambda t, log_snr_t: (T * t - 1).round(decimals=6)
 
 
 def log_snr(t: Tensor, log_snr_t: Tensor) -> Tensor:
@@ -118,6 +120,14 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
 
     network: nn.Module
     schedule: Schedule
+    _memo: tuple[Schedule, Memo] | None = None
+
+    def memo(self, schedule: Schedule) -> Memo:
+        """The coefficients under a schedule by time, remembered from one binding to the next."""
+        if self._memo is None or self._memo[0] is not schedule:
+            fixed = is_fixed(self.schedule) and is_fixed(schedule)
+            self._memo = schedule, Memo(partial(self.coefficients, schedule=schedule), fixed)
+        return self._memo[1]
 
     @abstractmethod
     def coefficients(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
@@ -144,12 +154,11 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
 
 
 class Conditioned(Generic[X, B]):
-    """A bound denoiser: belief = denoise(x_t, t), t a float or a tensor (B,). Coefficients are remembered by t."""
+    """A bound denoiser: belief = denoise(x_t, t), t a float or a tensor (B,)."""
 
     def __init__(self, denoiser: Denoiser[X, B], kernel: Any, condition: dict[str, Any]):
         self.denoiser, self.kernel, self.condition = denoiser, kernel, condition
-        fixed = is_fixed(denoiser.schedule) and is_fixed(kernel.schedule)
-        self.memo = Memo(lambda t: denoiser.coefficients(t, kernel.schedule), fixed)
+        self.memo = denoiser.memo(kernel.schedule)
 
     def __call__(self, x_t: X, t: Time) -> B:
         return self.denoiser.read(x_t, t, self.memo(t), self.kernel, self.condition)
@@ -165,6 +174,10 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
         parametrisation: how the output is read: `eps`, `x0`, `v`, `score`, `flow`, `edm(sigma_data)`.
         conditioning: the map from time to the network's c: `log_snr`, `time`, `index(T)`.
         learned_range: whether the network also predicts the reverse variance; its half v in [-1, 1] gives (v + 1)/2.
+        spread: of the reverse variance if it is not learned: 0 the smallest, the posterior's; 1 the largest.
+
+    The output is projected on the kernel's space, where x_t lives, so that a network need not know which cells are masked
+    or that clouds are centred.
     """
 
     def __init__(
@@ -174,8 +187,12 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
         parametrisation: Parametrisation = v,
         conditioning: Conditioning = log_snr,
         learned_range: bool = False,
+        spread: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= spread <= 1:
+            raise ArgumentError("spread", spread, "a number in [0, 1]")
+        self.spread = float(spread)
         self.network, self.schedule, self.learned_range = network, schedule, learned_range
         self.parametrisation, self.conditioning = parametrisation, conditioning
 
@@ -189,6 +206,10 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
             alpha_to, sigma_to = self.schedule(t)
             scale = torch.hypot(alpha_to, sigma_to) / torch.hypot(alpha_from, sigma_from)
         c_skip, c_out, c_in = self.parametrisation(*self.schedule(t))
+        if t.device.type == "cpu" and not bool(c_skip.isfinite().all()):
+            raise ArgumentError(
+                "parametrisation", self.parametrisation.__name__, "one that is defined at alpha_t = 0, such as v or x0"
+            )
         return c_skip * scale, c_out, c_in * scale, self.conditioning(t, self.schedule.log_snr(t))
 
     def read(
@@ -196,19 +217,22 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
     ) -> Belief:
         c_skip, c_out, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
-        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition).to(x_t.dtype)
-        spread = None
+        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)
+        if output.dtype != x_t.dtype:
+            output = output.to(x_t.dtype)
+        spread: float | Tensor = self.spread
         if self.learned_range:
             output, fraction = output.chunk(2, dim=1)
             spread = (fraction + 1) / 2
-        if isinstance(c_skip, float) and c_skip == 0.0:
-            return Belief(kernel.combine((c_out, output)) if c_out != 1.0 else output, spread)
-        return Belief(kernel.combine((c_skip, x_t), (c_out, output)), spread)
+        output = kernel.project(output)
+        if isinstance(c_skip, float) and c_skip == 0.0 and c_out == 1.0:
+            return Belief(output, spread)
+        return Belief.sum(kernel.combine, (c_skip, x_t), (c_out, output), spread=spread)
 
 
 def logits(output: Tensor, evidence: Tensor) -> Tensor:
-    """The output read as log p(x_0 | x_t), up to a constant."""
-    return output.log_softmax(-1)
+    """The output read as log p(x_0 | x_t) up to a constant, without the x_0 that x_t rules out."""
+    return output.masked_fill(evidence == -math.inf, -math.inf).log_softmax(-1)
 
 
 def context(output: Tensor, evidence: Tensor) -> Tensor:
@@ -240,13 +264,13 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
     def coefficients(self, t: Tensor, schedule: Schedule) -> tuple[Tensor, ...]:
         """(c,)"""
         if schedule is not self.schedule:
-            t = self.schedule.inverse(schedule.log_snr(t))
+            t = time_of(lambda u: self.schedule(u)[0], schedule(t)[0])
         return (self.conditioning(t, self.schedule.log_snr(t)),)
 
     def read(
         self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Categorical, condition: dict[str, Any]
     ) -> Tensor:
-        c = network_time(numbers[0], kernel.examples(x_t), kernel.log_pi.to(torch.get_default_dtype()))
+        c = network_time(numbers[0], kernel.examples(x_t), x_t.new_empty((), dtype=torch.get_default_dtype()))
         output = self.network(x_t, c, **condition)
         return self.parametrisation(output, kernel.evidence(x_t, t))
 
@@ -254,5 +278,5 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:
     """c as a tensor (B,) of like's dtype and device."""
     if isinstance(c, float):
-        return torch.full((examples,), c, dtype=like.dtype, device=like.device)
+        return like.new_full((examples,), c)
     return c.to(like).expand(examples)

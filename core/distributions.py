@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -47,7 +48,7 @@ class Normal:
         self.mean, self.scale, self.noise = mean, scale, noise
 
     def sample(self, generator: Randomness = None) -> Tensor:
-        return self.noise.combine((1.0, self.mean), (self.scale, self.noise.draw(self.mean, generator)))
+        return self.noise.combine((self.scale, self.noise.draw(self.mean, generator)), (1.0, self.mean))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """-inf for x off the law's support."""
@@ -56,7 +57,7 @@ class Normal:
         dof = self.noise.dof(x)
         squares = self.noise.squares(error)
         value = -(squares / scale**2 + dof * (2 * math.pi * scale**2).log() + self.noise.log_det(x)) / 2
-        return value.masked_fill(~self.noise.supports(error), -math.inf)
+        return value.masked_fill(~self.noise.supports(x, self.mean), -math.inf)
 
     def kl(self, other: Normal) -> Tensor:
         """KL in nats to a Normal of the same noise law."""
@@ -64,7 +65,7 @@ class Normal:
         mine, theirs = (per_example(law.scale, self.noise, self.mean) for law in (self, other))
         ratio = (mine / theirs) ** 2
         value = (self.noise.dof(self.mean) * (ratio - 1 - ratio.log()) + self.noise.squares(error) / theirs**2) / 2
-        return value.masked_fill(~self.noise.supports(error), math.inf)
+        return value.masked_fill(~self.noise.supports(self.mean, other.mean), math.inf)
 
     def scaled(self) -> Scaled:
         """The same law with a standard deviation per element (diagonal noise laws only)."""
@@ -82,6 +83,7 @@ class Scaled:
         return self.mean + self.deviation * unit
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """-inf where x differs from a mean without deviation."""
         there = self.deviation > 0
         deviation = torch.where(there, self.deviation, 1)
         terms = -(((x - self.mean) / deviation) ** 2 + (2 * math.pi * deviation**2).log()) / 2
@@ -89,11 +91,13 @@ class Scaled:
         return self.noise.total(terms)
 
     def kl(self, other: Scaled) -> Tensor:
+        """KL in nats; inf where only one of the two is random, or both are certain of different things."""
         there = other.deviation > 0
         theirs = torch.where(there, other.deviation, 1)
         ratio = torch.where(there, self.deviation / theirs, 1) ** 2
-        error = ((self.mean - other.mean) / theirs) ** 2
-        return self.noise.total((ratio - 1 - ratio.log() + error) / 2)
+        terms = (ratio - 1 - ratio.log() + ((self.mean - other.mean) / theirs) ** 2) / 2
+        agree = (self.deviation == 0) & (self.mean == other.mean)
+        return self.noise.total(torch.where(there | agree, terms, math.inf))
 
 
 class Discrete:
@@ -116,13 +120,13 @@ class Discrete:
         return place.squeeze(-1).clamp(max=self.log_probs.shape[-1] - 1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1).flatten(1).sum(1)
+        return by_example(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1))
 
     def kl(self, other: Discrete) -> Tensor:
         """Terms with p = 0 count 0; p > 0 where the other has 0 gives inf."""
         p = self.log_probs.exp()
-        terms = torch.where(p > 0, p * (self.log_probs - other.log_probs), 0.0)
-        return terms.flatten(1).sum(1)
+        # Masked before the product, so that no 0 times inf enters the gradient.
+        return by_example(p * (self.log_probs - other.log_probs).masked_fill(p == 0, 0.0))
 
 
 class Joint:
@@ -145,11 +149,16 @@ class Joint:
         return total(mine.kl(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True))
 
 
-def total(terms) -> Tensor:
+def total(terms: Iterable[Tensor]) -> Tensor:
     """The sum of an iterable of tensors (B,)."""
     return torch.stack(list(terms)).sum(0)
 
 
+def by_example(terms: Tensor) -> Tensor:
+    """(B, ...) summed to (B,)."""
+    return terms.reshape(len(terms), -1).sum(1)
+
+
 def per_example(number: float | Tensor, noise: Noise, like: Tensor) -> Tensor:
     """A float or (B,) tensor as a (B,) tensor of like's dtype and device."""
-    return torch.as_tensor(number).to(like).expand(noise.examples(like))
+    return torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(noise.examples(like))

@@ -51,6 +51,7 @@ def dpm_solver_pp_2m(
     previous = None
     for i, (t, s, a, b, c) in enumerate(zip(*table, strict=True)):
         belief = denoise(x, t)
+        # The mean is needed twice, so it is computed, not summed anew.
         terms = [(a, x), (b, belief.mean)]
         if previous is not None and i < len(h) - 1:
             terms.append((c, previous))

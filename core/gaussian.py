@@ -8,31 +8,66 @@ With r = alpha_t sigma_s / (alpha_s sigma_t) = exp((lambda_t - lambda_s)/2) and 
 (Kingma et al. 2021, eq. 24-33, in log-SNR form: 1 - c = -expm1(lambda_t - lambda_s) does not cancel, and alpha_t = 0 at
 t = 1 is no special case). A learned reverse variance interpolates in the log between these two scales, element by
 element: log variance = spread log((1 - c) sigma_t^2) + (1 - spread) log((1 - c) sigma_s^2) (Nichol & Dhariwal 2021,
-eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large".
+eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is a number suits every noise law.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from .distributions import Normal, Scaled
-from .kernel import Kernel, Memo, Path, Time, check_order, is_fixed
+from .kernel import Kernel, Memo, Path, Time, check_order
 from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
-from .schedules import Schedule
+from .schedules import Schedule, is_fixed
 
 __all__ = ["Belief", "Coupled", "Gaussian"]
 
 
-class Belief(NamedTuple):
-    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range (None: at 0)."""
+class Belief:
+    """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range.
 
-    mean: Tensor
-    spread: Tensor | None = None
+    A denoiser's mean is a sum c_skip x_t + c_out F, and solvers add multiples of it to x_t again. So the sum stays open
+    until `mean` is asked for: `kernel.combine((a, x_t), *belief.times(b))` costs no pass over memory for the mean, and
+    its weights are added in float64, where a + b c_skip would cancel badly in float32.
+
+    Args:
+        mean: of x_0.
+        spread: one number, or one per element in the shape of the mean.
+    """
+
+    def __init__(self, mean: Tensor, spread: float | Tensor = 0.0):
+        self.spread = spread
+        self._mean: Tensor | None = mean
+        self._terms: tuple[tuple[Time, Tensor], ...] = ()
+        self._combine: Callable[..., Tensor] | None = None
+
+    @classmethod
+    def sum(
+        cls, combine: Callable[..., Tensor], *terms: tuple[Time, Tensor], spread: float | Tensor = 0.0
+    ) -> Belief:
+        """The belief whose mean is combine(*terms)."""
+        belief = cls.__new__(cls)
+        belief.spread, belief._mean, belief._terms, belief._combine = spread, None, terms, combine
+        return belief
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_0 | x_t], in the shape of the state."""
+        if self._mean is None:
+            assert self._combine is not None
+            self._mean = self._combine(*self._terms)
+        return self._mean
+
+    def times(self, number: Time) -> Iterable[tuple[Time, Tensor]]:
+        """The terms of number times the mean, for `combine`."""
+        if self._mean is not None:
+            return ((number, self._mean),)
+        return [(number * weight, x) for weight, x in self._terms]
 
 
 class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
@@ -77,6 +112,9 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
         return self.noise.combine(*terms)
 
+    def project(self, x: Tensor) -> Tensor:
+        return self.noise.project(x)
+
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         return self.noise.draw(x_0, generator)
 
@@ -99,21 +137,23 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     def posterior(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal:
         check_order(s, t)
         of_x_t, of_x_0, scale, *_ = self._between(s, t)
-        return Normal(self.combine((of_x_t, x_t), (of_x_0, belief.mean)), scale, self.noise)
+        return Normal(self.combine((of_x_t, x_t), *belief.times(of_x_0)), scale, self.noise)
 
     def reverse(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal | Scaled:
         law = self.posterior(x_t, belief, s, t)
-        if belief.spread is None:
+        if isinstance(belief.spread, float) and belief.spread == 0.0:
             return law
-        # large / small = sigma_t / sigma_s; the power is elementwise.
         (_, sigma_s), (_, sigma_t) = self._marginal(s), self._marginal(t)
-        log_ratio = torch.as_tensor(sigma_t / sigma_s).log().reshape(-1)
+        ratio = sigma_t / sigma_s  # of the largest to the smallest scale
+        if isinstance(belief.spread, float):
+            return Normal(law.mean, law.scale * ratio**belief.spread, self.noise)
+        log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log().reshape(-1)
         widened = torch.exp(belief.spread * self.noise.spread(log_ratio, x_t))
         return Scaled(law.mean, law.scaled().deviation * widened, self.noise)
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Belief, s: Time, t: Time) -> Tensor:
         posterior, reverse = self.posterior(x_t, self.certain(x_0), s, t), self.reverse(x_t, belief, s, t)
-        return posterior.kl(reverse) if belief.spread is None else posterior.scaled().kl(reverse)
+        return posterior.kl(reverse) if isinstance(reverse, Normal) else posterior.scaled().kl(reverse)
 
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""
@@ -129,7 +169,7 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
 
     def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
         """Squared error in the metric of the noise law, summed, (B,)."""
-        return self.noise.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))
+        return self.noise.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
 
 
 class Coupled(Path[Tensor]):
@@ -155,4 +195,4 @@ class Coupled(Path[Tensor]):
         return self.layout.dof(x)
 
     def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        return self.layout.squares(self.combine((1.0, belief.mean), (-1.0, x_0)))
+        return self.layout.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))

@@ -10,13 +10,31 @@ name those indices; the previous time of each is simply the next entry of the gr
 
 from __future__ import annotations
 
+import math
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from .errors import ArgumentError
 from .schedules import Schedule
 
-__all__ = ["check_times", "karras", "leading", "linspace", "log_snr", "quadratic", "trailing", "uniform"]
+__all__ = [
+    "Time",
+    "check_times",
+    "from_index",
+    "karras",
+    "leading",
+    "linspace",
+    "log_snr",
+    "quadratic",
+    "trailing",
+    "uniform",
+    "unstack",
+]
+
+Time: TypeAlias = float | Tensor
+"""One time for the whole batch, or a float64 tensor (B,)."""
 
 
 def uniform(steps: int, schedule: Schedule | None = None) -> Tensor:
@@ -39,7 +57,10 @@ def power(steps: int, exponent: float, schedule: Schedule | None = None) -> Tens
 
 
 def log_snr(steps: int, schedule: Schedule, low: float = -10.0, high: float = 10.0) -> Tensor:
-    """lambda in equal intervals (Lu et al. 2022), from lambda_1 but at least `low` to lambda at t_min but at most `high`."""
+    """lambda in equal intervals (Lu et al. 2022), from lambda_1 or at least `low` to lambda at t_min, or `high` if t_min = 0.
+
+    The first time is 1 and the last 0, whatever the limits. Shape (steps + 1,).
+    """
     check_steps(steps)
     first, last = ends(schedule, low, high)
     return closed(schedule.inverse(torch.linspace(first, last, steps, dtype=torch.float64)))
@@ -48,7 +69,7 @@ def log_snr(steps: int, schedule: Schedule, low: float = -10.0, high: float = 10
 def karras(steps: int, schedule: Schedule, rho: float = 7.0, low: float = -10.0, high: float = 10.0) -> Tensor:
     """(sigma/alpha)^(1/rho) in equal intervals (Karras et al. 2022, eq. 5), for any schedule; limits as `log_snr`."""
     check_steps(steps)
-    if not rho > 0:
+    if not (math.isfinite(rho) and rho > 0):
         raise ArgumentError("rho", rho, "a positive number")
     first, last = (torch.exp(torch.tensor(-end / (2 * rho), dtype=torch.float64)) for end in ends(schedule, low, high))
     spread = first + (last - first) * torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -86,9 +107,14 @@ def check_times(times: Tensor) -> Tensor:
     if not isinstance(times, Tensor) or times.ndim not in (1, 2) or times.shape[0] < 2:
         raise ArgumentError("times", times, "a tensor of shape (n,) or (n, B) with n >= 2")
     times = times.detach().to("cpu", torch.float64)
-    if not bool(((times[:-1] > times[1:]) & (times[:-1] <= 1) & (times[1:] >= 0)).all()):
-        raise ArgumentError("times", times, "times in [0, 1] that strictly descend")
+    if not bool((times[:-1] > times[1:]).all() and (times[0] <= 1).all() and (times[-1] == 0).all()):
+        raise ArgumentError("times", times if times.ndim > 1 else times.tolist(), "times in [0, 1], falling strictly to 0")
     return times
+
+
+def unstack(times: Tensor) -> list[Time]:
+    """A checked grid as a list of floats (n,), or of (B,) tensors (n, B)."""
+    return times.tolist() if times.ndim == 1 else list(times.unbind(0))
 
 
 def closed(times: Tensor) -> Tensor:
@@ -97,11 +123,12 @@ def closed(times: Tensor) -> Tensor:
 
 
 def ends(schedule: Schedule, low: float, high: float) -> tuple[float, float]:
-    """lambda at t = 1 and at t_min, limited to [low, high]."""
-    if not low < high:
-        raise ArgumentError("low", low, f"a log-SNR below high = {high}")
-    at = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
-    return max(at[0], low), at[1] if schedule.t_min > 0 else min(at[1], high)
+    """lambda at t = 1, but at least low, and at t_min, or high where t_min = 0."""
+    first, last = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).tolist()
+    first, last = max(first, low), last if schedule.t_min > 0 else high
+    if not first < last:
+        raise ArgumentError("low, high", (low, high), f"log-SNRs with low < high, and {first} < {last} on this schedule")
+    return first, last
 
 
 def check_steps(steps: int, T: int | None = None) -> None:

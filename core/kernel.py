@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeAlias, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .distributions import Distribution
 from .errors import ArgumentError
+from .grids import Time
 from .randomness import Randomness
 from .schedules import Schedule
 
@@ -32,7 +33,6 @@ __all__ = ["Kernel", "Memo", "Path", "Time"]
 
 X = TypeVar("X")
 B = TypeVar("B")
-Time: TypeAlias = float | Tensor
 
 
 class Path(nn.Module, ABC, Generic[X]):
@@ -47,6 +47,10 @@ class Path(nn.Module, ABC, Generic[X]):
     @abstractmethod
     def combine(self, *terms: tuple[Time, X]) -> X:
         """sum of number times state; numbers are floats or tensors (B,)."""
+
+    def project(self, x: X) -> X:
+        """x on the space where the path lives (centred, unmasked); the whole space by default."""
+        return x
 
     @abstractmethod
     def examples(self, x: X) -> int:
@@ -129,7 +133,7 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
 class Memo:
     """Coefficients by time. Tensors in, tensors out; floats are computed once in float64 and remembered as floats.
 
-    A learned schedule changes between calls, so nothing is remembered for it.
+    A learned schedule changes between calls, so nothing is remembered for it; to differentiate in it, give tensors.
     """
 
     def __init__(self, compute: Callable[..., tuple[Tensor, ...]], fixed: bool):
@@ -149,12 +153,7 @@ class Memo:
         return numbers
 
 
-def is_fixed(schedule: Schedule) -> bool:
-    """Whether a schedule has no parameters to learn."""
-    return next(schedule.parameters(), None) is None
-
-
 def check_order(s: Time, t: Time) -> None:
-    """An ArgumentError unless 0 <= s < t <= 1 (floats only: tensors would force a synchronisation)."""
-    if isinstance(s, float) and isinstance(t, float) and not 0 <= s < t <= 1:
+    """An ArgumentError unless 0 <= s < t <= 1 (numbers only: tensors would force a synchronisation)."""
+    if not isinstance(s, Tensor) and not isinstance(t, Tensor) and not 0 <= s < t <= 1:
         raise ArgumentError("s, t", (s, t), "0 <= s < t <= 1")

@@ -1,12 +1,13 @@
 """The names that command lines and configuration files use for methods, and what they mean.
 
-This is the edge: inside the library a method is a class or function passed in, never a string. `Names` of each table are
-spelled out as Literals in the torch-free `names`, and a test holds the two together.
+This is the edge: inside the library a method is a class or function passed in, never a string. The keys of each table
+are spelled out as Literals in the torch-free `names`, and a test holds the two together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+
 from torch import Tensor
 
 from . import denoisers, grids, objectives, schedules

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from .randomness import Randomness, randn
 __all__ = ["Centred", "Diagonal", "Isotropic", "Noise", "masked", "own_view"]
 
 M = TypeVar("M", bound=nn.Module)
+
+ZERO = torch.zeros(())
+"""0 + a x is how torch multiplies by a Python number at a third of the cost of a x."""
 
 
 class Noise(nn.Module, ABC):
@@ -44,19 +47,21 @@ class Noise(nn.Module, ABC):
         return x.flatten(1).sum(1)
 
     def combine(self, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
-        """sum of number times state over the terms; numbers are floats or (B,) tensors."""
-        (number, x), *rest = terms
-        if isinstance(number, float) and number == 1.0 and rest and isinstance(rest[0][0], float):
-            (number, y), *rest = rest
-            result = torch.add(x, y, alpha=number)
-        else:
-            result = x * (number if isinstance(number, float) else self.spread(number, x))
-        for number, y in rest:
-            # result is fresh, so adding in place is safe for autograd and saves a pass over memory.
-            if isinstance(number, float):
-                result.add_(y, alpha=number)
+        """sum of number times state over the terms; numbers are floats or (B,) tensors. Equal states are met once."""
+        weights: dict[int, tuple[float | Tensor, Tensor]] = {}
+        for number, x in terms:
+            known = weights.get(id(x))
+            weights[id(x)] = (number, x) if known is None else (known[0] + number, x)
+        result = None
+        for number, x in weights.values():
+            # From the second term on result is fresh: adding in place is safe for autograd and saves a pass over memory.
+            if not isinstance(number, Tensor):
+                result = torch.add(ZERO, x, alpha=number) if result is None else result.add_(x, alpha=number)
             else:
-                result.addcmul_(y, self.spread(number, y))
+                rows = self.spread(number, x)
+                result = x * rows if result is None else result.addcmul_(x, rows)
+        if result is None:
+            raise ArgumentError("terms", terms, "at least one")
         return result
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
@@ -87,10 +92,11 @@ class Noise(nn.Module, ABC):
     def deviation(self, like: Tensor) -> Tensor:
         """Standard deviation of each element, like's shape; ArgumentError where elements are not independent."""
 
-    def supports(self, x: Tensor) -> Tensor:
-        """Whether x lies on the support, up to rounding; (B,) bool."""
-        off = self.total((x - self.project(x)) ** 2)
-        return off <= (64 * torch.finfo(x.dtype).eps) ** 2 * (1 + self.total(x**2))
+    def supports(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Whether x - mean lies on the support, up to the rounding of x and mean; (B,) bool."""
+        error = x - mean
+        off = self.total((error - self.project(error)) ** 2)
+        return off <= (64 * torch.finfo(x.dtype).eps) ** 2 * (1 + self.total(x**2 + mean**2))
 
 
 class Isotropic(Noise):
@@ -133,11 +139,9 @@ class Diagonal(Noise):
             return self
         if len(structure) > 1 or not structure.keys() <= {"deviation", "mask"}:
             raise ArgumentError("structure", sorted(structure), "one of deviation, mask")
-        value = next(iter(structure.values()))
-        if not isinstance(value, Tensor):
-            raise ArgumentError(next(iter(structure)), value, "a tensor")
+        ((name, value),) = structure.items()
         view = own_view(self)
-        view._deviation = checked_deviation(value.to(self._deviation.dtype) if value.dtype == torch.bool else value)
+        view._deviation = checked_mask(value) if name == "mask" else checked_deviation(value)
         return view
 
     def deviation(self, like: Tensor) -> Tensor:
@@ -163,9 +167,7 @@ class Diagonal(Noise):
 
 def masked(mask: Tensor) -> Diagonal:
     """Noise on the targets only: mask is bool, broadcastable to the states, True = target; x is 0 elsewhere."""
-    if mask.dtype != torch.bool:
-        raise ArgumentError("mask", mask, "a bool tensor, True where noise goes")
-    return Diagonal(mask.to(torch.get_default_dtype()))
+    return Diagonal(checked_mask(mask))
 
 
 class Centred(Noise):
@@ -195,6 +197,8 @@ class Centred(Noise):
         return view
 
     def examples(self, x: Tensor) -> int:
+        if len(x) != len(self.index):
+            raise ArgumentError("x", x, f"{len(self.index)} rows, those of `given(index=..., num_graphs=...)`")
         return self.num_graphs
 
     def spread(self, numbers: Tensor, x: Tensor) -> Tensor:
@@ -211,6 +215,8 @@ class Centred(Noise):
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
             return randn(like.shape, generator, dtype=like.dtype, device=like.device)
+        if len(generator) != self.examples(like):
+            raise ArgumentError("generator", f"{len(generator)} generators", f"one per graph, {self.num_graphs}")
         sizes = self.counts(like).long().tolist()
         draws = [
             randn((size, like.shape[1]), one, dtype=like.dtype, device=like.device)
@@ -246,11 +252,20 @@ def own_view(module: M) -> M:
     return view
 
 
-def checked_deviation(deviation: Tensor) -> Tensor:
-    """deviation itself if it is a tensor of finite numbers >= 0, else an ArgumentError."""
+def checked_deviation(deviation: Any) -> Tensor:
+    """deviation itself if it is a floating tensor of finite numbers >= 0, else an ArgumentError."""
+    if not isinstance(deviation, Tensor) or not deviation.is_floating_point():
+        raise ArgumentError("deviation", deviation, "a floating tensor")
     if not bool((torch.isfinite(deviation) & (deviation >= 0)).all()):
         raise ArgumentError("deviation", deviation, "finite numbers >= 0")
     return deviation
+
+
+def checked_mask(mask: Any) -> Tensor:
+    """mask as deviations 1 and 0, or an ArgumentError unless it is a bool tensor."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise ArgumentError("mask", mask, "a bool tensor, True where noise goes")
+    return mask.to(torch.get_default_dtype())
 
 
 def checked_graphs(index: Tensor, num_graphs: int | None) -> int:

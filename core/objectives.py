@@ -6,6 +6,7 @@ weights that make it the familiar losses are functions of SNR_t = e^lambda_t:
     simple    SNR                        |eps - eps_hat|^2                              Ho et al. 2020, eq. 14
     plain     1                          |x_0 - x_0_hat|^2
     velocity  (alpha^2+sigma^2)^2/sigma^2  |v - v_hat|^2                                Salimans & Ho 2022
+    flow_velocity  (1 + alpha/sigma)^2     |(x_1 - x_0) - F|^2                          Lipman et al. 2023
     min_snr   min(SNR, gamma)                                                           Hang et al. 2023
     p2        SNR / (k + SNR)^gamma                                                     Choi et al. 2022
     edm       SNR + 1/sigma_data^2                                                      Karras et al. 2022, table 1
@@ -32,6 +33,7 @@ from .schedules import Schedule
 __all__ = [
     "Denoising",
     "edm",
+    "flow_velocity",
     "likelihood",
     "log_normal",
     "low_discrepancy",
@@ -61,13 +63,13 @@ def plain(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def velocity(schedule: Schedule, t: Tensor) -> Tensor:
-    """Unweighted error of v; for straight paths (1 - t, t) see `flow_velocity` in the same form."""
+    """Unweighted error of v = alpha x_1 - sigma x_0."""
     alpha_t, sigma_t = schedule(t)
     return (alpha_t**2 + sigma_t**2) ** 2 / sigma_t**2
 
 
 def flow_velocity(schedule: Schedule, t: Tensor) -> Tensor:
-    """Unweighted error of x_1 - x_0: flow matching."""
+    """Unweighted error of x_1 - x_0: flow matching, on straight paths and others."""
     alpha_t, sigma_t = schedule(t)
     return ((alpha_t + sigma_t) / sigma_t) ** 2
 
@@ -88,7 +90,7 @@ def edm(sigma_data: float = 0.5) -> Weight:
 
 
 def likelihood(schedule: Schedule, t: Tensor) -> Tensor:
-    """-SNR lambda'(t)/2: with uniform t, times dims, the continuous-time diffusion loss in nats."""
+    """-SNR lambda'(t)/2: with t uniform in [a, b], times dims (b - a), the diffusion loss of that stretch in nats."""
     return -simple(schedule, t) * schedule.log_snr_rate(t) / 2
 
 
@@ -159,6 +161,9 @@ class Denoising(nn.Module):
             batch: "x_0" and the conditions.
             generator: one, or a list with one per example; draws t, the noise and what is dropped.
         """
+        missing = ({"x_0"} | self.drop.keys()) - batch.keys()
+        if missing:
+            raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")
         condition = {name: value for name, value in batch.items() if name != "x_0"}
         x_0, kernel = batch["x_0"], self.kernel
         count = kernel.examples(x_0)
@@ -170,7 +175,7 @@ class Denoising(nn.Module):
         x_t = noisy(kernel, x_0, t, generator)
         belief = self.denoiser(x_t, t, kernel, **condition)
         error = kernel.error(x_0, belief, t)
-        return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error)
+        return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
 
 
 def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:

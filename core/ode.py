@@ -14,6 +14,7 @@ would divide by it and is left out: n intervals cost 2 n - 1 network calls.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import TypeAlias
 
 import torch
@@ -67,7 +68,7 @@ def euler(
     of_x, of_mean = line(k[1:], u[1:] - u[:-1], 1 / k[:-1], da, alpha[:-1], sigma[:-1])
     for t, s, a, b in zip(*columns(times[:-1], times[1:], of_x, of_mean), strict=True):
         belief = denoise(x, t)
-        x = kernel.combine((a, x), (b, belief.mean))
+        x = kernel.combine((a, x), *belief.times(b))
         yield Step(s, x, belief)
 
 
@@ -84,21 +85,23 @@ def heun(
     times, alpha, sigma = prepared(kernel, times)
     k, u, da = coordinates(alpha, sigma)
     step, k_s = u[1:] - u[:-1], k[1:]
-    euler_x, euler_mean = line(k_s, step, 1 / k[:-1], da, alpha[:-1], sigma[:-1])
-    half_x, half_mean = line(k_s, step / 2, 1 / k[:-1], da, alpha[:-1], sigma[:-1])
+    whole = line(k_s, step, 1 / k[:-1], da, alpha[:-1], sigma[:-1])
+    half = line(k_s, step / 2, 1 / k[:-1], da, alpha[:-1], sigma[:-1])
     # The predicted state enters only through its slope, hence weight 0 of the state itself.
-    slope_x, slope_mean = line(k_s, step / 2, torch.zeros_like(k_s), da, alpha[1:], sigma[1:].clamp_min(1e-300))
-    table = columns(times[:-1], times[1:], euler_x, euler_mean, half_x, half_mean, slope_x, slope_mean)
-    *inner, final = zip(*table, strict=True)
-    for t, s, a, b, c, d, e, f in inner:
+    inner = slice(1, -1)
+    slope = line(k[inner], step[:-1] / 2, torch.zeros_like(k[inner]), da, alpha[inner], sigma[inner])
+    table = columns(times[:-1], times[1:], *whole)
+    corrections = columns(*(weight[:-1] for weight in half), *slope)
+    for (t, s, a, b), correction in zip_longest(zip(*table, strict=True), zip(*corrections, strict=True)):
         belief = denoise(x, t)
-        predicted = kernel.combine((a, x), (b, belief.mean))
-        corrected = denoise(predicted, s)
-        x = kernel.combine((c, x), (d, belief.mean), (e, predicted), (f, corrected.mean))
+        predicted = kernel.combine((a, x), *belief.times(b))
+        if correction is None:
+            x = predicted
+        else:
+            c, d, e, f = correction
+            corrected = denoise(predicted, s)
+            x = kernel.combine((c, x), *belief.times(d), (e, predicted), *corrected.times(f))
         yield Step(s, x, belief)
-    t, s, a, b, *_ = final
-    belief = denoise(x, t)
-    yield Step(s, kernel.combine((a, x), (b, belief.mean)), belief)
 
 
 def line(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -35,7 +35,12 @@ __all__ = [
     "SubVP",
     "Tabulated",
     "VarianceExploding",
+    "is_fixed",
+    "time_of",
 ]
+
+TINY = 1e-30
+"""Stands for t = 0 where only the limit is finite."""
 
 
 class Schedule(nn.Module, ABC):
@@ -55,25 +60,28 @@ class Schedule(nn.Module, ABC):
 
     def inverse(self, log_snr: Tensor) -> Tensor:
         """The time t at which lambda_t is `log_snr`, clamped to [0, 1]; shape of `log_snr`. Default: bisection."""
-        log_snr = as_float64(log_snr)
-        low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
-        for _ in range(64):
-            middle = (low + high) / 2
-            too_early = self.log_snr(middle) > log_snr
-            low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
-        return (low + high) / 2
+        return time_of(self.log_snr, log_snr)
 
     def drift(self, t: Tensor) -> Tensor:
-        """f(t) = d log alpha_t / dt of the forward SDE, shape of t."""
-        return rate(lambda u: self(u)[0].log(), t)
+        """f(t) = d log alpha_t / dt of the forward SDE, shape of t; -inf where alpha_t = 0."""
+        return self._rate(lambda u: self(u)[0].log(), t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """g(t) >= 0 of the forward SDE, g^2 = -sigma^2 d lambda/dt, shape of t."""
-        return self(t)[1] * (-rate(self.log_snr, t)).sqrt()
+        """g(t) >= 0 of the forward SDE, g^2 = -sigma^2 d lambda/dt, shape of t; at t = 0 its limit."""
+        t = as_float64(t).clamp_min(TINY)
+        return self(t)[1] * (-self._rate(self.log_snr, t)).sqrt()
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
-        """d lambda_t / dt, negative, shape of t."""
-        return rate(self.log_snr, t)
+        """d lambda_t / dt, negative, shape of t; -inf at t = 0."""
+        return self._rate(self.log_snr, t)
+
+    def _rate(self, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        """The derivative of an elementwise function at t, in float64; differentiable in the schedule's parameters."""
+        with torch.enable_grad():
+            u = as_float64(t).detach().requires_grad_()
+            # 0 u keeps a constant, such as the alpha of exploding schedules, in the graph.
+            (result,) = torch.autograd.grad((function(u) + 0 * u).sum(), u, create_graph=not is_fixed(self))
+        return result
 
 
 class LinearBeta(Schedule):
@@ -92,8 +100,8 @@ class LinearBeta(Schedule):
 
     def inverse(self, log_snr: Tensor) -> Tensor:
         # -2 log alpha = log(1 + e^-lambda) is a quadratic in t.
-        half = nn.functional.softplus(-as_float64(log_snr), threshold=800)
         slope = self.beta_max - self.beta_min
+        half = nn.functional.softplus(-as_float64(log_snr), threshold=40).clamp(max=slope / 2 + self.beta_min)
         return (2 * half / (self.beta_min + (self.beta_min**2 + 2 * slope * half).sqrt())).clamp(0, 1)
 
 
@@ -135,8 +143,11 @@ class Cosine(Schedule):
 
     def inverse(self, log_snr: Tensor) -> Tensor:
         scale, top = math.pi / 2 / (1 + self.s), math.sin(math.pi / 2 / (1 + self.s))
-        alpha_t = torch.sigmoid(as_float64(log_snr)).sqrt()
-        return (1 - torch.asin((alpha_t * top).clamp(max=top)) / scale).clamp(0, 1)
+        log_snr = as_float64(log_snr)
+        alpha_t, sigma_t = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        # The angle from both its sine and its cosine: an arcsine alone loses half the digits near t = 0.
+        angle = torch.atan2(alpha_t * top, torch.hypot(sigma_t * top, torch.full_like(alpha_t, math.cos(scale))))
+        return (1 - angle / scale).clamp(0, 1)
 
 
 class Sigmoid(Schedule):
@@ -203,8 +214,8 @@ class EDM(Schedule):
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, t_min: float = 1e-5):
         super().__init__()
         self.sigma_min, self.sigma_max = increasing("sigma_min", sigma_min, "sigma_max", sigma_max)
-        if not rho >= 1:
-            raise ArgumentError("rho", rho, "a number >= 1")
+        if not (math.isfinite(rho) and rho >= 1):
+            raise ArgumentError("rho", rho, "a finite number >= 1")
         self.rho, self.t_min = float(rho), inside_unit("t_min", t_min)
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,9 +255,10 @@ class Tabulated(Schedule):
 
     def __init__(self, alphas_bar: Sequence[float] | Tensor):
         super().__init__()
-        table = tuple(float(a) for a in alphas_bar)
-        if not table:
-            raise ArgumentError("alphas_bar", alphas_bar, "at least one number")
+        values = torch.as_tensor(alphas_bar, dtype=torch.float64)
+        if values.ndim != 1 or len(values) == 0:
+            raise ArgumentError("alphas_bar", alphas_bar, "a sequence of at least one number")
+        table = tuple(values.tolist())
         if not all(0 <= a < 1 for a in table) or any(b >= a for a, b in pairwise(table)):
             raise ArgumentError("alphas_bar", alphas_bar, "strictly falling numbers in [0, 1)")
         self.alphas_bar, self.t_min = table, 1 / len(table)
@@ -259,7 +271,7 @@ class Tabulated(Schedule):
         """From the noise variances beta_1 ... beta_T, each in (0, 1]; float64 throughout."""
         table = torch.as_tensor(betas, dtype=torch.float64)
         if table.ndim != 1 or len(table) == 0 or not bool(((table > 0) & (table <= 1)).all()):
-            raise ArgumentError("betas", betas, "a sequence of numbers in (0, 1]")
+            raise ArgumentError("betas", betas, "a sequence of at least one number in (0, 1]")
         return cls((1 - table).cumprod(0))
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,13 +296,21 @@ def variance_preserving(log_alpha_t: Tensor) -> tuple[Tensor, Tensor]:
     return log_alpha_t.exp(), (-torch.expm1(2 * log_alpha_t)).sqrt()
 
 
-def rate(function, t: Tensor) -> Tensor:
-    """The derivative of an elementwise function at t, by automatic differentiation in float64."""
-    t = as_float64(t)
-    with torch.enable_grad():
-        u = t.detach().requires_grad_()
-        (result,) = torch.autograd.grad(function(u).sum(), u)
-    return result
+def is_fixed(schedule: Schedule) -> bool:
+    """Whether a schedule has no parameters to learn."""
+    return next(schedule.parameters(), None) is None
+
+
+def time_of(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """The t in [0, 1] at which a falling elementwise function has a value, by bisection; clamped at both ends."""
+    value = as_float64(value)
+    low, high = torch.zeros_like(value), torch.ones_like(value)
+    for _ in range(64):
+        middle = (low + high) / 2
+        too_early = function(middle) > value
+        low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
+    middle = (low + high) / 2
+    return torch.where(value >= function(torch.zeros_like(value)), 0.0, middle)
 
 
 def increasing(low_name: str, low: float, high_name: str, high: float, positive: bool = True) -> tuple[float, float]:

@@ -67,7 +67,7 @@ class UNetConfig:
     num_classes: int = 0
     """Number of classes; 0 for an unconditional network. Label `num_classes` means "no label"."""
     width: int = 64
-    """Channels of the first level."""
+    """Channels that the multipliers multiply."""
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels of each level in units of `width`; between levels the resolution halves."""
     blocks: int = 2
@@ -177,7 +177,8 @@ class UNetConfig:
             c, attends = self.channels(level), level in self.attention
             total += sum(residual(c_in + skip, c_out) + attends * attention(c) for c_in, skip, c_out in blocks)
             total += c * (9 * c + 1) if level > 0 else 0
-        return total + 2 * self.width + self.out_channels * pixels * (9 * self.width + 1)
+        c = self.channels(0)
+        return total + 2 * c + self.out_channels * pixels * (9 * c + 1)
 
     def build(self) -> UNet:
         """A freshly initialised network of these sizes."""

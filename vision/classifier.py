@@ -115,7 +115,8 @@ def train_classifier(
     if min(data.shape[1:]) < 4 or len(data) < 2:
         raise ArgumentError("data", data.images, "at least 2 images of at least 4 x 4 pixels")
     options = (options or judge_options()).complete(data)
-    assert options.epochs is not None and options.shift is not None
+    assert options.epochs is not None
+    assert options.shift is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = Classifier(data.shape, data.class_names, data.levels, options, data.name, data.fingerprint())
@@ -313,12 +314,32 @@ def cached(
                 continue
             if found.fingerprint == data.fingerprint() and found.options == options:
                 return found.to(device)
-    trained = train_classifier(data, options, device=device, progress=progress)
-    try:
-        trained.save(own)
+    try:  # before the training, which may take minutes
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=own.parent):
+            pass
     except OSError as error:
-        raise DataError(f"{own}: the classifier cannot be kept there ({error}); give a writable cache") from error
+        raise DataError(f"{own.parent}: a classifier cannot be kept there ({error}); give a writable cache") from error
+    trained = train_classifier(data, options, device=device, progress=progress)
+    trained.save(own)
     return trained
+
+
+def card(model: Classifier, command: str, notes: dict[str, Any]) -> str:
+    """The model card of a stored classifier."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"""# A classifier of {model.trained_on}
+
+Reads or measures samples in `polydiff.vision.metrics`; not meant for anything else. {parameters:,} parameters,
+bfloat16, seed {model.options.seed}, {model.options.epochs} epochs over the training images only (their SHA-256 and all
+options: `config.json`). Held-out images read correctly: {notes["held_out_accuracy"]:.2%} of {notes["held_out"]:,}.
+Training took {notes["training_seconds"]:.0f} s on {notes["threads"]} CPU thread(s) with torch {notes["torch"]}.
+To train it again (other machines round differently, so the weights will differ a little):
+
+    {command}
+
+It knows the classes and the look of its training set alone: whatever else it is shown, it answers with one of them.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -340,7 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stored = Classifier.load(out)
     accuracy = float((stored.predict(test.images) == test.labels).double().mean())
     notes = {"held_out_accuracy": round(accuracy, 4), "held_out": len(test), "training_seconds": round(seconds, 1)}
-    stored.save(out, torch.bfloat16, **notes, torch=torch.__version__, threads=torch.get_num_threads())
+    notes |= {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
+    stored.save(out, torch.bfloat16, **notes)
+    command = f"python -m polydiff.vision.classifier --data {chosen.data} --role {chosen.role}"
+    (out / "README.md").write_text(card(stored, command, notes))
     print(f"{out}: {accuracy:.2%} of {len(test)} held-out images, trained in {seconds:.0f} s")
 
 

@@ -39,7 +39,7 @@ from torchvision.utils import make_grid
 
 from ..core.errors import ArgumentError, DataError
 
-__all__ = ["NAMES", "Images", "find_label", "load", "picture", "pictures", "to_uint8", "to_unit"]
+__all__ = ["NAMES", "Images", "Split", "find_label", "load", "picture", "pictures", "to_uint8", "to_unit"]
 
 Split = Literal["train", "test"]
 

@@ -1,8 +1,8 @@
 r"""The kernel of images: Gaussian noise on pixels, and the exact probability of 8-bit (or 17-level) values.
 
-Pixels are integers 0 ... L - 1 at v_k = 2 k/(L - 1) - 1. The ELBO's last term is a probability of those integers, not a
-density: the mass that N(mean, (sigma_t/alpha_t)^2), the belief's neighbourhood under a flat prior, puts into each bin of
-width 2/(L - 1), with open outermost bins (Ho et al. 2020, eq. 13). So the bound is on bits of the data itself and needs
+Pixels are integers 0 ... L - 1 at v_k = 2 k/(L - 1) - 1. The ELBO's last term is a probability of those integers, not
+a density: the mass that N(mean, (sigma_t/alpha_t)^2), the belief's neighbourhood under a flat prior, puts into each bin
+of width 2/(L - 1), with open outermost bins (Ho et al. 2020, eq. 13). So the bound is on bits of the data and needs
 no dequantisation, no change of variables and no truncation of time.
 """
 
@@ -61,8 +61,8 @@ class Binned:
     @property
     def mean(self) -> Tensor:
         """Expected value of each pixel, like the state."""
-        values = torch.linspace(-1, 1, self.levels, dtype=self.centre.dtype, device=self.centre.device)
-        return self.discrete().mean @ values
+        values = torch.linspace(-1, 1, self.levels, dtype=torch.float64, device=self.centre.device)
+        return (self.discrete().mean @ values).to(self.centre.dtype)
 
     def sample(self, generator: Randomness = None) -> Tensor:
         return self.discrete().sample(generator).to(self.centre.dtype) * (2 / (self.levels - 1)) - 1

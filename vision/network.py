@@ -16,21 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architectures import DiTConfig, UNetConfig
-from .layers import Conditioning, attend, check_images, sinusoids, zeroed
+from .layers import Conditioning, Normalisation, attend, check_images, sinusoids, zeroed
 
 __all__ = ["DiT", "UNet"]
-
-
-class Normalisation(nn.GroupNorm):
-    """Group normalisation (Wu & He 2018), then an optional scale and shift per example, then an optional SiLU."""
-
-    def forward(self, x: Tensor, modulation: Tensor | None = None, silu: bool = False) -> Tensor:
-        """x (B, C, H, W), modulation (B, 2 C): scale - 1, then shift -> (B, C, H, W)."""
-        x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        if modulation is not None:
-            scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
-            x = torch.addcmul(shift, x, 1 + scale)
-        return F.silu(x) if silu else x
 
 
 class ResidualBlock(nn.Module):
@@ -122,8 +110,9 @@ class UNet(nn.Module):
         self.upsample = nn.ModuleList(
             Upsample(config.channels(level), config.channels(level), 3, padding=1) for level in range(last, 0, -1)
         )
-        self.norm = Normalisation(config.groups_of(config.width), config.width)
-        self.output = zeroed(nn.Conv2d(config.width, config.out_channels * pixels, 3, padding=1))
+        c = config.channels(0)
+        self.norm = Normalisation(config.groups_of(c), c)
+        self.output = zeroed(nn.Conv2d(c, config.out_channels * pixels, 3, padding=1))
         stages = [stage for stage in self.modules() if isinstance(stage, ResidualBlock)]
         self.splits = [2 * stage.conv_2.out_channels for stage in stages]
         self.modulation = nn.Linear(config.embedding_width, sum(self.splits))
@@ -149,7 +138,7 @@ class UNet(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)  # a single channel has no layout to pass on
         skips = [h]
         for level, stages in enumerate(self.encoder):
-            for stage in stages:
+            for stage in stages.children():
                 h = stage(h, next(modulations))
                 skips.append(h)
             if level < len(self.downsample):
@@ -158,7 +147,7 @@ class UNet(nn.Module):
         for stage in self.middle:
             h = stage(h, next(modulations))
         for level, stages in enumerate(self.decoder):
-            for stage in stages:
+            for stage in stages.children():
                 h = stage(torch.cat([h, skips.pop()], dim=1), next(modulations))
             if level < len(self.upsample):
                 h = self.upsample[level](h)

@@ -65,7 +65,7 @@ class Train:
     parametrisation: ParametrisationName = "v"
     """What the network predicts."""
     weighting: WeightName = "velocity"
-    """Which error is left unweighted in the loss: the noise's (simple), the data's (plain), ..., or a published weight."""
+    """Which error the loss leaves unweighted: the noise's (simple), the data's (plain), ...; or a published weight."""
     label_dropout: Annotated[float, Range(0, 1)] = 0.1
     """Share of examples that hide their class, which classifier-free guidance needs."""
     training: TrainingOptions = field(

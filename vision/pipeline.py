@@ -33,7 +33,7 @@ from ..core.methods import PARAMETRISATIONS, SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
 from ..core.pipeline import Pipeline
 from ..core.randomness import example_generators
-from ..core.sampling import Step
+from ..core.sampling import Step, last
 from .architectures import DiTConfig, UNetConfig
 from .data import find_label, picture, to_uint8, to_unit
 from .kernel import Pixels
@@ -206,6 +206,8 @@ class ImagePipeline(Pipeline[ImageConfig]):
         total = len(labels) if labels is not None else (count if count is not None else 1)
         if batch_size < 1:
             raise ArgumentError("batch_size", batch_size, "at least 1")
+        if total < 1:
+            raise ArgumentError("count", count, "at least one image")
         drawn: list[Tensor] = []
         options: dict[str, Any] = {"steps": steps, "sampler": sampler, "grid": grid, "guidance": guidance, "seed": seed}
         with tqdm(total=total, unit="image", disable=not progress) as bar:
@@ -213,13 +215,10 @@ class ImagePipeline(Pipeline[ImageConfig]):
                 part = labels[start : start + batch_size] if labels is not None else None
                 size = min(batch_size, total - start)
                 with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-                    step = None
-                    for step in self.trajectory(part, count=size, first=first + start, **options):
-                        pass
-                assert step is not None
-                drawn.append(to_uint8(step.x.clamp(-1, 1), self.config.levels).cpu())
+                    x = last(self.trajectory(part, count=size, first=first + start, **options))
+                drawn.append(to_uint8(x, self.config.levels).cpu())
                 bar.update(size)
-        return torch.cat(drawn) if drawn else torch.zeros(0, *self.config.shape, dtype=torch.uint8)
+        return torch.cat(drawn)
 
     def __call__(self, label: Label = None, *, scale: int = 1, **options: Any) -> list[Image.Image]:
         """PIL images; arguments as `sample`, `scale` pixels squared for each pixel."""
@@ -250,6 +249,10 @@ class ImagePipeline(Pipeline[ImageConfig]):
         """
         if images.dtype != torch.uint8 or images.shape[1:] != self.config.shape or len(images) == 0:
             raise ArgumentError("images", images, f"a uint8 tensor (B, {', '.join(map(str, self.config.shape))})")
+        if int(images.max()) >= self.config.levels:
+            raise ArgumentError("images", int(images.max()), f"values 0 ... {self.config.levels - 1}")
+        if label is not None and label.shape != images.shape[:1]:
+            raise ArgumentError("label", label, f"shape ({len(images)},)")
         if label is None and self.num_classes:
             label = torch.full((len(images),), self.num_classes)
         times = grid(steps, self.kernel.schedule)

@@ -1,7 +1,7 @@
 """Train a diffusion model of images: `polydiff train vision`, `python -m polydiff.vision.train`, or `train(...)`.
 
-The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for TensorBoard,
-and at the end `model/`, which `ImagePipeline.from_pretrained` reads.
+The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for
+TensorBoard, and at the end `model/`, which `ImagePipeline.from_pretrained` reads.
 """
 
 from __future__ import annotations

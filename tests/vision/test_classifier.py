@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from polydiff.core.errors import ArgumentError, CheckpointError
+from polydiff.core.errors import ArgumentError, CheckpointError, DataError
 from polydiff.vision import classifier as module
 from polydiff.vision.classifier import (
     Classifier,
@@ -115,6 +115,10 @@ def test_cache_trains_once_per_data_and_options(tmp_path: Path, small: Images, m
     (kept / "model.safetensors").write_bytes(weights[:-10])
     assert equal(cached(small, SHORT, cache=tmp_path), first) and len(trained) == 4
     assert (kept / "model.safetensors").read_bytes() == weights
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file.*writable"):  # before any training
+        cached(small, replace(SHORT, seed=3), cache=tmp_path / "file")
+    assert len(trained) == 4
     monkeypatch.setattr(module, "PRETRAINED", tmp_path / "shipped")
     first.save(tmp_path / "shipped" / "digits-judge")
     assert equal(cached(small, SHORT, cache=tmp_path / "empty"), first) and len(trained) == 4
@@ -176,7 +180,7 @@ def test_bad_input(small: Images, short: Classifier) -> None:
         train_classifier(Images(small.images[:, :, :3], small.labels, small.class_names))
     for options in ({"width": 0}, {"epochs": 0}, {"batch_size": 0}, {"shift": -1}, {"smoothing": 1.0}):
         with pytest.raises(ArgumentError, match=next(iter(options))):
-            Options(**options)
+            Options(**options)  # type: ignore[arg-type]
 
 
 def test_the_command_writes_a_network_that_cached_finds(
@@ -189,5 +193,6 @@ def test_the_command_writes_a_network_that_cached_finds(
     notes = json.loads((tmp_path / "digits-judge" / "config.json").read_text())["notes"]
     test, stored = load("digits", "test"), Classifier.load(tmp_path / "digits-judge")
     assert notes["held_out_accuracy"] == round(float((stored.predict(test.images) == test.labels).double().mean()), 4)
+    assert f"{notes['held_out_accuracy']:.2%} of 450" in (tmp_path / "digits-judge" / "README.md").read_text()
     monkeypatch.setattr(module, "train_classifier", None)
     assert equal(cached(load("digits"), SHORT, cache=tmp_path / "own"), stored)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from polydiff.core.errors import ArgumentError, DataError
-from polydiff.vision.data import Images, find_label, load, picture, pictures, to_uint8, to_unit
+from polydiff.vision.data import Images, Split, find_label, load, picture, pictures, to_uint8, to_unit
 from torch.utils.data import DataLoader
 
 SHARED = Path(os.environ.get("POLYDIFF_DATA") or Path(__file__).parents[3] / "shared" / "data" / "vision")
@@ -111,7 +111,8 @@ def test_idx_in_every_layout_and_only_read(tmp_path: Path, layout: str) -> None:
     written = write_set(tmp_path / folder, suffix)
     os.chmod(tmp_path / folder, stat.S_IRUSR | stat.S_IXUSR)
     before = sorted(tmp_path.rglob("*"))
-    for split, prefix in (("train", "train"), ("test", "t10k")):
+    prefixes: dict[Split, str] = {"train": "train", "test": "t10k"}
+    for split, prefix in prefixes.items():
         data = load("mnist", split, data_root=tmp_path)
         assert np.array_equal(data.images[:, 0].numpy(), written[f"{prefix}_x"])
         assert np.array_equal(data.labels.numpy(), written[f"{prefix}_y"])
@@ -377,12 +378,12 @@ def test_pictures_hold_the_pixels() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real sets")
 def test_the_real_sets() -> None:
-    for name, split, count, shape in (
-        ("mnist", "test", 10_000, (1, 28, 28)),
-        ("fashion-mnist", "test", 10_000, (1, 28, 28)),
-        ("cifar10-subset", "train", 5000, (3, 32, 32)),
+    for name, count, shape in (
+        ("mnist", 10_000, (1, 28, 28)),
+        ("fashion-mnist", 10_000, (1, 28, 28)),
+        ("cifar10-subset", 1000, (3, 32, 32)),
     ):
-        data = load(name, split, data_root=SHARED)
+        data = load(name, "test", data_root=SHARED)
         assert (len(data), data.shape, data.num_classes) == (count, shape, 10)
     fashion = load("fashion-mnist", "test", data_root=SHARED)
     assert fashion.labels[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]  # the published order
