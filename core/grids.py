@@ -57,7 +57,7 @@ def power(steps: int, exponent: float, schedule: Schedule | None = None) -> Tens
 
 
 def log_snr(steps: int, schedule: Schedule, low: float = -10.0, high: float = 10.0) -> Tensor:
-    """lambda in equal intervals (Lu et al. 2022) from lambda_1 (or `low`) to lambda at t_min (or `high`).
+    """lambda in equal intervals (Lu et al. 2022) from lambda_1, at least `low`, to lambda at t_min (or `high`).
 
     The first time is 1 and the last 0, whatever the limits. Shape (steps + 1,).
     """
