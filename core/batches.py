@@ -125,7 +125,9 @@ def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
 def seed_everything(*keys: int) -> None:
     """Seed the global generators of torch (every device), numpy and random by the hash of `keys`."""
     key = mix(*keys)
-    torch.manual_seed(key & 0x7FFF_FFFF_FFFF_FFFF)
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_initialized():  # torch.manual_seed would format a stack trace per call where it is not
+        torch.cuda.manual_seed_all(key)
     numpy.random.seed(key & 0xFFFF_FFFF)  # noqa: NPY002 (augmentations draw from the global one)
     random.seed(key)
 

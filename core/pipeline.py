@@ -257,7 +257,8 @@ class Pipeline(ABC, Generic[C]):
             return {}
         folder = Path(str(importlib.resources.files(package))) / "pretrained"
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        return {path.name: path for path in paths if (path / CONFIG).is_file()}
+        # Classifiers for evaluation lie there too; they are no pipelines.
+        return {path.name: path for path in paths if (path / CONFIG).is_file() and _is_pipeline(path / CONFIG)}
 
     @classmethod
     def _locate(cls, name_or_path: str | os.PathLike[str], revision: str | None) -> tuple[Path, Path]:
@@ -289,6 +290,13 @@ def _download(name: str, revision: str | None) -> Path:
             f"{name}: no folder of that name, and it cannot be had from the Hugging Face hub ({reason}); "
             "check the name, or fetch it once while online"
         ) from error
+
+
+def _is_pipeline(config: Path) -> bool:
+    try:
+        return "pipeline" in read_json(config, LARGEST_CONFIG)
+    except CheckpointError:
+        return False
 
 
 def _is_repository(name: str) -> bool:

@@ -90,7 +90,7 @@ def draw(
     """Images, uint8 (count, C, H, W), in batches shared out among processes; the model is read anew in each."""
     parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     common = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size, "precision": precision}
-    jobs = [
+    jobs: list[tuple[Any, ...]] = [
         (
             None if labels is None else labels[part.start : part.stop].tolist(),
             len(part),

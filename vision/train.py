@@ -6,7 +6,6 @@ TensorBoard, and at the end `model/`, which `ImagePipeline.from_pretrained` read
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
@@ -31,7 +30,9 @@ __all__ = ["image_config", "main", "train"]
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
     data = load(options.data, "train", data_root=options.data_root, size=options.size)
-    train(data, options)
+    _, trained = train(data, options)
+    if trained.is_main_process:
+        print(f"model in {options.out / 'model'}; draw from it: polydiff sample vision --model {options.out}")
 
 
 def train(
@@ -43,28 +44,27 @@ def train(
         ArgumentError: `options.out` holds a run already and `options.resume` is False.
         TrainingError, CheckpointError: see `core.training.train`.
     """
-    torch.manual_seed(options.training.seed)
     config = image_config(data, options)
-    pipeline = ImagePipeline(config, ImagePipeline.build(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.training.seed)
+        pipeline = ImagePipeline(config, ImagePipeline.build(config))
     drop = {"label": (options.label_dropout, pipeline.num_classes)} if pipeline.num_classes else None
     objective = Denoising(pipeline.model, pipeline.kernel, WEIGHTS[options.weighting], drop=drop)
-    started = time.monotonic()
-    written = False
-
-    def log(entry: dict[str, float]) -> None:
-        nonlocal written
-        if not written:  # the folder is checked by now, so nothing of another run is overwritten
-            save(options.out / CONFIG_NAME, "train", "vision", options)
-            written = True
-        if on_log is not None:
-            on_log(entry)
-
-    trained = train_objective(objective, data, options.training, folder=options.out, resume=options.resume, on_log=log)
+    trained = train_objective(
+        objective,
+        data,
+        options.training,
+        folder=options.out,
+        resume=options.resume,
+        # Only now is the folder known to hold no other run.
+        on_begin=lambda: save(options.out / CONFIG_NAME, "train", "vision", options),
+        on_log=on_log,
+    )
     assert isinstance(trained.ema, Denoising)
     pipeline.model.load_state_dict(trained.ema.denoiser.state_dict())
     pipeline.model.eval()
-    seconds = trained.history[-1]["seconds"] if trained.history else time.monotonic() - started
-    pipeline.save_pretrained(options.out / "model", card=card(data, options, seconds))
+    if trained.is_main_process:
+        pipeline.save_pretrained(options.out / "model", card=card(data, options, trained.history[-1]["seconds"]))
     return pipeline, trained
 
 

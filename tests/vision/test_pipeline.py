@@ -108,7 +108,7 @@ def test_config_refuses_what_does_not_fit() -> None:
     ):
         options = {"shape": (1, 8, 8), "class_names": NAMES, "network": network} | changes
         with pytest.raises(ConfigError, match=name):
-            ImageConfig(**options)
+            ImageConfig(**options)  # pyright: ignore[reportArgumentType]
 
 
 def test_bits_per_dim_is_reported_by_parts_and_repeatable() -> None:
