@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+from torch.distributions import Normal as TorchNormal
 
 from polydiff.core.distributions import Normal, Scaled
 from polydiff.core.errors import ArgumentError
@@ -204,6 +206,24 @@ def test_learned_variances_vary_by_element_and_example() -> None:
     small, large = (kernel.reverse(x_0, Belief(x_0, end), s, t).scale.reshape(B, 1, 1) for end in (0.0, 1.0))
     expected = small ** (1 - spread) * large**spread
     torch.testing.assert_close(kernel.reverse(x_0, Belief(x_0, spread), s, t).deviation, expected)
+
+
+@pytest.mark.parametrize("elementwise", [False, True])
+def test_gaps_of_wider_reverse_laws(elementwise: bool) -> None:
+    """KL between normals of different variances, beside torch.distributions."""
+    kernel, x_0 = isotropic(SCHEDULES["cosine"]())
+    s, t = 0.4, 0.7
+    spread = torch.rand(x_0.shape, generator=seeded(0), dtype=torch.float64) if elementwise else 0.6
+    belief = Belief(0.8 * x_0, spread)
+    x_t = kernel.marginal(x_0, t).sample(seeded(1))
+    posterior, reverse = kernel.posterior(x_t, Belief(x_0), s, t), kernel.reverse(x_t, belief, s, t)
+    deviation = reverse.deviation if isinstance(reverse, Scaled) else torch.full_like(x_0, float(reverse.scale))
+    assert float((deviation / posterior.scale).max()) > 1.1
+    oracle = kl_divergence(
+        Independent(TorchNormal(posterior.mean, torch.full_like(x_0, float(posterior.scale))), 2),
+        Independent(TorchNormal(reverse.mean, deviation), 2),
+    )
+    torch.testing.assert_close(kernel.gap(x_t, x_0, belief, s, t), oracle, rtol=1e-10, atol=0)
 
 
 def test_the_learned_range_needs_independent_elements() -> None:
