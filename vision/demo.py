@@ -23,7 +23,7 @@ from .train import command, train
 
 __all__ = ["demo", "main"]
 
-GUIDANCE = 1.25
+GUIDANCE = 1.0
 """Weight of classifier-free guidance."""
 
 SCALE = 6  # screen pixels per pixel of a digit

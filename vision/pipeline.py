@@ -3,7 +3,7 @@
     from polydiff.vision.pipeline import ImagePipeline
 
     pipeline = ImagePipeline.from_pretrained("fashion-mnist")          # ships with the package
-    images = pipeline("boot", count=8, guidance=1.5, seed=0)           # PIL images
+    images = pipeline("boot", count=8, guidance=1.2, seed=0)           # PIL images
     pipeline.save_pretrained("my-model")
 
 The pipeline holds the denoiser, the kernel and what it takes to turn states into pictures. Image i of a call depends on

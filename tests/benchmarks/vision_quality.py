@@ -33,7 +33,7 @@ MEASURE = Evaluate(features="classifier", count=2000, steps=20, batch_size=250, 
 
 
 def digits(data_root: Path | None) -> dict[str, Any]:
-    """Train as the demo does, then measure with guidance 1.25."""
+    """Train as the demo does, then measure with the demo's guidance."""
     data, held_out = load("digits", "train"), load("digits", "test")
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
@@ -50,7 +50,7 @@ def fashion_mnist(data_root: Path | None) -> dict[str, Any]:
     """Measure the shipped model at the guidance that its card recommends."""
     data, held_out = (load("fashion-mnist", split, data_root=data_root) for split in ("train", "test"))
     pipeline = ImagePipeline.from_pretrained("fashion-mnist")
-    measure = replace(MEASURE, model="fashion-mnist", data="fashion-mnist", guidance=1.5, bits=1000)
+    measure = replace(MEASURE, model="fashion-mnist", data="fashion-mnist", guidance=1.2, bits=1000)
     results, samples = evaluate(pipeline, data, held_out, measure)
     pictures(samples[:60], data.levels, 2, columns=20).save(PICTURES / "fashion-mnist.png", optimize=True)
     return results
