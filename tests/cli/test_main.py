@@ -113,3 +113,14 @@ sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("command", "domain"), PAIRS)
+def test_every_domain_has_every_command(command: str, domain: str):
+    assert callable(import_module(f"polydiff.{domain}.{command}").main)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_every_domain_has_its_page_and_its_smallest_case(domain: str):
+    assert (Path(__file__).parents[2] / domain / "README.md").is_file()
+    assert import_module(f"polydiff.{domain}.tiny").case().name == domain

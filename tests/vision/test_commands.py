@@ -81,6 +81,19 @@ def test_processes_change_no_pixel(run: Path, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(image)), np.asarray(Image.open(tmp_path / "2" / image.name)))
 
 
+@pytest.mark.slow
+def test_two_processes_train_the_same_model(run: Path, tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "-m", "polydiff.vision.train"]
+    command = [sys.executable, *launch, *SMALL, "--steps", 4, "--cpu", "--out", tmp_path / "run"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        ImagePipeline.from_pretrained(folder / "model").model.state_dict() for folder in (run, tmp_path / "run")
+    )
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-4), name
+
+
 def test_own_images_train_and_unconditional_sampling(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
