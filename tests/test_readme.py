@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -32,3 +35,9 @@ def test_own_network_and_data_reach_the_circle() -> None:
         exec(BLOCKS[1], {"__name__": "readme"})
     distance = float(re.search(r"tensor\(([\d.e-]+)\)", printed.getvalue())[1])  # pyright: ignore[reportOptionalSubscript]
     assert distance < 0.06  # untrained networks end 0.4 and more away
+
+
+def test_tables_are_those_of_the_results() -> None:
+    done = subprocess.run([sys.executable, ROOT / "tools" / "tables.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "<!-- table: vision_quality -->\n|" in README

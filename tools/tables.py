@@ -1,0 +1,138 @@
+"""Write the READMEs' tables from the results of the benchmarks, so that no figure is typed by hand.
+
+    python tools/tables.py            # after `make bench`
+    python tools/tables.py --check    # exit status 1 if a README does not say what the results say
+
+A README holds `<!-- table: NAME -->` ... `<!-- end -->`; what lies between is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+READMES = [ROOT / "README.md", ROOT / "vision" / "README.md"]
+PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first column is text, the others numbers."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] + ["--:"] * (len(head) - 1), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def source(name: str, found: dict[str, Any]) -> str:
+    """Where a table comes from."""
+    return f"\n`{found['command'].strip()}`, seed {found['seed']}: `tests/benchmarks/results/{name}.json`.\n"
+
+
+def vision_quality(found: dict[str, Any]) -> str:
+    """Quality of both models beside held-out images."""
+    digits, fashion = found["digits"], found["fashion-mnist"]
+
+    def plain(figure: str) -> str:
+        text = re.sub(r" \((digits|fashion-mnist) classifier features\)", " (classifier features)", figure)
+        return text.replace("median (", "median (")
+
+    sides = [{plain(name): row for name, row in part["figures"].items()} for part in (digits, fashion)]
+    rows = [
+        [name, *(f"{side[name][kind]:.3g}" for side in sides for kind in ("value", "reference"))]
+        for name in sides[0]
+        if name in sides[1]
+    ]
+    bits = [part["bits per dimension"] for part in (digits, fashion)]
+    row = [f"{part['total']:.3f} ± {part['standard error']:.3f}" for part in bits]
+    rows.append(["bits per dimension, full bound", row[0], "", row[1], ""])
+    for part in ("prior", "gaps", "reconstruction"):
+        rows.append([f"… of which {part}", f"{bits[0][part]:.4f}", "", f"{bits[1][part]:.4f}", ""])
+    head = ["figure", "digits", "real digits", "Fashion-MNIST", "real Fashion-MNIST"]
+    calls = [
+        f"{part['options']['steps']} calls, guidance {part['options']['guidance']:g}" for part in (digits, fashion)
+    ]
+    note = (
+        f"{digits['samples']} samples each ({calls[0]}; {calls[1]}), compared at {digits['compared']} and "
+        f"{fashion['compared']} images of each kind. The real columns are held-out images in the samples' place.\n"
+    )
+    return markdown(head, rows) + "\n" + note + source("vision_quality", found)
+
+
+def vision_speed(found: dict[str, Any]) -> str:
+    """The U-Net beside diffusers'."""
+    rows = []
+    for row in found["rows"]:
+        theirs, ours = (
+            f"{row[f'{side}_images_per_s']:.3g} ({row[f'{side}_mode']})" for side in ("diffusers", "polydiff")
+        )
+        goal = f"{row['goal']:.2f}"
+        rows.append([f"{row['task']}, {row['size']}, {row['precision']}", theirs, ours, f"{row['ratio']:.2f}", goal])
+    head = ["images per second", "diffusers `UNet2DModel`", "polydiff `UNet`", "ratio", "goal"]
+    return markdown(head, rows) + source("vision_speed", found)
+
+
+def sampler_overhead(found: dict[str, Any]) -> str:
+    """Microseconds per call beyond the network."""
+    rows = []
+    for size, part in found["sizes"].items():
+        for name, row in part["schedulers"].items():
+            without = (
+                f" ({row['ratio_without_randn']:.2f} without the noise itself)" if "ratio_without_randn" in row else ""
+            )
+            figures = (f"{row['diffusers_us']:.0f}", f"{row['polydiff_us']:.0f}", f"{row['ratio']:.2f}{without}")
+            rows.append([f"{name}, {size}", *figures])
+    head = ["microseconds per network call", "diffusers `step`", "polydiff", "ratio"]
+    return markdown(head, rows) + source("sampler_overhead", found)
+
+
+def training_resume(found: dict[str, Any]) -> str:
+    """What interruptions do to a run."""
+    cut, kills, saving = (found["results"][name] for name in ("interruptions", "kills", "saving"))
+    rows = [
+        [f"a {cut['steps']}-step run interrupted after every step, 0 workers: equal bit for bit", str(cut["bit-identical, 0 workers"]) + f" of {cut['steps']}"],
+        ["the same with 2 workers", f"{cut['bit-identical, 2 workers']} of {cut['steps']}"],
+        ["SIGKILL at random moments, resumed, equal bit for bit", f"{kills['resumed and bit-identical']} of {kills['kills']}"],
+        ["… of which struck while a checkpoint was written", str(kills["struck while writing"])],
+        [f"saving {saving['checkpoint bytes'] / 1e6:.0f} MB every {saving['interval in steps']} steps, share of step time", f"{saving['share of step time']:.2%}"],
+    ]  # fmt: skip
+    return markdown(["interruptions", ""], rows) + source("training_resume", found)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "vision_quality": vision_quality,
+    "vision_speed": vision_speed,
+    "sampler_overhead": sampler_overhead,
+    "training_resume": training_resume,
+}
+
+
+def filled(text: str) -> str:
+    """A README with its tables as the results say."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match[2]
+        found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        return match[1] + TABLES[name](found) + match[3]
+
+    return PLACE.sub(table, text)
+
+
+def main() -> None:
+    """Rewrite the READMEs, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = [path for path in READMES if filled(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    if check:
+        sys.exit("".join(f"{path.name}: its tables are not those of the results\n" for path in stale) or 0)
+    for path in stale:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
