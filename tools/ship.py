@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from polydiff.core.config import load
-from polydiff.core.pipeline import Card
 from polydiff.core.records import read_records
 from polydiff.vision.data import load as load_data
 from polydiff.vision.evaluate import table
@@ -25,9 +24,9 @@ from polydiff.vision.train import card
 
 PRETRAINED = Path(__file__).parent.parent / "vision" / "pretrained"
 LIMITS = (
-    "Draws pictures like its training set and nothing else, with that set's choice of classes and its errors. Rare classes "
-    "of detail (prints, straps, open sandals) come out blurred or broken more often than plain garments. Weights are stored "
-    "in bfloat16; the figures are of these stored weights."
+    "Draws pictures like its training set and nothing else, with that set's choice of classes and its errors. Fine "
+    "detail (prints, straps, open sandals) comes out blurred or broken more often than plain garments. Weights are "
+    "stored in bfloat16; the figures are of these stored weights."
 )
 
 

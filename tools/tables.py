@@ -93,14 +93,21 @@ def sampler_overhead(found: dict[str, Any]) -> str:
 def training_resume(found: dict[str, Any]) -> str:
     """What interruptions do to a run."""
     cut, kills, saving = (found["results"][name] for name in ("interruptions", "kills", "saving"))
+    steps, size = cut["steps"], f"{saving['checkpoint bytes'] / 1e6:.0f} MB"
     rows = [
-        [f"a {cut['steps']}-step run interrupted after every step, 0 workers: equal bit for bit", str(cut["bit-identical, 0 workers"]) + f" of {cut['steps']}"],
-        ["the same with 2 workers", f"{cut['bit-identical, 2 workers']} of {cut['steps']}"],
-        ["SIGKILL at random moments, resumed, equal bit for bit", f"{kills['resumed and bit-identical']} of {kills['kills']}"],
+        [
+            f"a {steps}-step run interrupted after every step, 0 workers",
+            f"{cut['bit-identical, 0 workers']} of {steps}",
+        ],
+        ["the same with 2 workers", f"{cut['bit-identical, 2 workers']} of {steps}"],
+        ["SIGKILL at random moments", f"{kills['resumed and bit-identical']} of {kills['kills']}"],
         ["… of which struck while a checkpoint was written", str(kills["struck while writing"])],
-        [f"saving {saving['checkpoint bytes'] / 1e6:.0f} MB every {saving['interval in steps']} steps, share of step time", f"{saving['share of step time']:.2%}"],
-    ]  # fmt: skip
-    return markdown(["interruptions", ""], rows) + source("training_resume", found)
+        [
+            f"saving {size} every {saving['interval in steps']} steps, of step time",
+            f"{saving['share of step time']:.2%}",
+        ],
+    ]
+    return markdown(["interruption", "resumed and equal bit for bit"], rows) + source("training_resume", found)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -4,10 +4,11 @@
 
 Both sides are class-conditional with scale and shift after the group norms, attention at the same levels and the same
 widths; parameters and counted FLOPs (torch.utils.flop_counter) must agree within 5 %. Each side first finds its best
-of `MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one process. A
-training step is forward, mean squared error, backward and fused AdamW (bf16: autocast over float32 weights). Sampling is
-deterministic DDIM (bf16: bfloat16 weights), with their `DDIMScheduler` and our `ddim`. The ratio is theirs over ours in
-median time; `rounds` are the ratios of neighbours in time, whose spread tells how quiet the machine was.
+of `MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one
+process. A training step is forward, mean squared error, backward and fused AdamW (bf16: autocast over float32
+weights). Sampling is deterministic DDIM (bf16: bfloat16 weights), with their `DDIMScheduler` and our `ddim`. The
+ratio is theirs over ours in median time; `rounds` are the ratios of neighbours in time, whose spread tells how quiet
+the machine was.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn.functional as F
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +43,7 @@ from polydiff.vision.architectures import UNetConfig
 
 RESULT = Path(__file__).parent / "results" / "vision_speed.json"
 SEED, T, STEPS = 0, 1000, 10
-BETAS = {"beta_start": 1e-4, "beta_end": 0.02}
+BETAS = (1e-4, 0.02)
 MODES = {
     "eager": (False, False),
     "channels-last": (True, False),
@@ -85,7 +88,7 @@ class Peer(nn.Module):
         super().__init__()
         levels = range(len(config.multipliers))
         attends = [level in config.attention for level in levels]
-        self.network = diffusers.UNet2DModel(
+        self.network = UNet2DModel(
             sample_size=side,
             in_channels=config.in_channels,
             out_channels=config.out_channels,
@@ -180,7 +183,7 @@ def sampling(side: str, size: Size, precision: str, mode: str) -> Callable[[], N
 
 def our_sampler(network: nn.Module, x: Tensor, label: Tensor) -> Callable[[], Tensor]:
     """Our DDIM with our denoiser."""
-    denoiser = GaussianDenoiser(network, Tabulated.from_betas(torch.linspace(*BETAS.values(), T)), eps, index(T))
+    denoiser = GaussianDenoiser(network, Tabulated.from_betas(torch.linspace(BETAS[0], BETAS[1], T)), eps, index(T))
     kernel, times = Gaussian(denoiser.schedule), grids.leading(STEPS, T)
 
     def run() -> Tensor:
@@ -194,12 +197,12 @@ def their_sampler(network: nn.Module, x: Tensor, label: Tensor, dtype: torch.dty
     """Their DDIM, as its documentation writes the loop."""
 
     def run() -> Tensor:
-        scheduler = diffusers.DDIMScheduler(num_train_timesteps=T, clip_sample=False, **BETAS)
+        scheduler = DDIMScheduler(num_train_timesteps=T, clip_sample=False, beta_start=BETAS[0], beta_end=BETAS[1])
         scheduler.set_timesteps(STEPS)
         x_t = x
         for t in scheduler.timesteps:
             output = network(x_t.to(dtype), t, label)
-            x_t = scheduler.step(output.float(), int(t), x_t).prev_sample
+            x_t = scheduler.step(output.float(), int(t), x_t, return_dict=False)[0]
         return x_t
 
     return run

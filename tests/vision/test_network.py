@@ -257,8 +257,8 @@ def test_unet_equals_an_independent_implementation():
         (network.conditioning.output, peer.time_embedding.linear_2),
         (network.norm, peer.conv_norm_out),
         (network.output, peer.conv_out),
-        (next(network.downsample.children()), peer.down_blocks[0].downsamplers[0].conv),
-        (next(network.upsample.children()), peer.up_blocks[0].upsamplers[0].conv),
+        (next(network.downsample.children()), peer.down_blocks[0].downsamplers[0].conv),  # pyright: ignore[reportAttributeAccessIssue]
+        (next(network.upsample.children()), peer.up_blocks[0].upsamplers[0].conv),  # pyright: ignore[reportAttributeAccessIssue]
     ]
     peer.class_embedding.weight.data.copy_(network.conditioning.label.weight)  # type: ignore[union-attr]
     rows = zip(
