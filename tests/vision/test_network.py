@@ -189,6 +189,27 @@ def test_fused_normalisation_is_as_exact_as_the_library_one(silu, modulated, cha
         assert torch.equal(x, before), "the input must stay as it was"
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize(("channels", "groups", "height", "width"), [(32, 8, 16, 16), (12, 3, 7, 5)])
+def test_normalisation_for_the_compiler_is_the_library_one(modulated, channels, groups, height, width):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, channels, height, width, generator=generator).mul(2).add(1).requires_grad_()
+    modulation = torch.randn(3, 2 * channels, generator=generator, requires_grad=True) if modulated else None
+    norm = Normalisation(groups, channels)
+    with torch.no_grad():
+        norm.weight.normal_(generator=generator)
+        norm.bias.normal_(generator=generator)
+    towards = torch.randn(3, channels, height, width, generator=generator)
+    leaves = [x, *norm.parameters()] + ([] if modulation is None else [modulation])
+    expected, got = norm(x, modulation, True), norm.traced(x, modulation, True)
+    assert distance(got, expected) < 1e-5
+    gradients = (torch.autograd.grad(out, leaves, towards) for out in (got, expected))
+    for one, other in zip(*gradients, strict=True):
+        assert distance(one, other) < 1e-4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert distance(norm.traced(x, modulation, True), expected) < 1e-2
+
+
 def test_normalisation_is_invariant_to_offset_and_scale():
     norm = Normalisation(2, 8)
     x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -234,6 +255,7 @@ def test_unet_equals_an_independent_implementation():
     diffusers = pytest.importorskip("diffusers")
     config = UNetConfig(num_classes=4, width=16, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=4)
     network = perturbed(config)
+    assert isinstance(network, UNet)
     peer = diffusers.UNet2DModel(
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
