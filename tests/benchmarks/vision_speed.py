@@ -3,21 +3,12 @@
     python -m tests.benchmarks.vision_speed            # --help for one size, precision or task alone
 
 Both sides are class-conditional with scale and shift after the group norms, attention at the same levels and the same
-<<<<<<< HEAD
-widths; parameters and counted FLOPs (torch.utils.flop_counter) must agree within 5 %. Each side first finds its best
-of `MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one
-process. A training step is forward, mean squared error, backward and fused AdamW (bf16: autocast over float32
-weights). Sampling is deterministic DDIM (bf16: bfloat16 weights), with their `DDIMScheduler` and our `ddim`. The
-ratio is theirs over ours in median time; `rounds` are the ratios of neighbours in time, whose spread tells how quiet
-the machine was.
-=======
 widths; parameters and counted FLOPs (torch.utils.flop_counter) must agree within 5 %. Each side first finds its best of
 `MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one process.
 
 A training step is forward, mean squared error, backward and fused AdamW (bf16: autocast over float32 weights). Sampling
 is deterministic DDIM (bf16: bfloat16 weights), with their `DDIMScheduler` and our `ddim`. The ratio is theirs over ours
 in median time; `rounds` are the ratios of neighbours in time, whose spread tells how quiet the machine was.
->>>>>>> network
 """
 
 from __future__ import annotations
