@@ -11,6 +11,7 @@ seeded by (seed, step, position) before each is loaded, in whichever worker proc
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -40,6 +41,9 @@ class Tensors(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, **tensors: Tensor):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise ArgumentError(name, tensor, "a tensor, first axis the examples")
         lengths = {name: tensor.shape[0] if tensor.ndim else 0 for name, tensor in tensors.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ArgumentError("tensors", lengths, "at least one tensor, all with the same number (> 0) of examples")
@@ -55,6 +59,14 @@ class Tensors(Dataset[dict[str, Tensor]]):
         """Many examples at once."""
         indices = torch.as_tensor(indices, dtype=torch.int64)
         return {name: tensor[indices] for name, tensor in self.tensors.items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and contents, by which a resumed run knows its data."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 class Batch(NamedTuple):

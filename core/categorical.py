@@ -70,6 +70,10 @@ class Categorical(Kernel[Tensor, Tensor]):
         return torch.full((len(x),), math.prod(x.shape[1:]), dtype=torch.get_default_dtype(), device=x.device)
 
     def certain(self, x_0: Tensor) -> Tensor:
+        if x_0.dtype != torch.long:
+            raise ArgumentError("tokens", x_0, "a long tensor")
+        if x_0.device.type == "cpu" and x_0.numel() and not 0 <= int(x_0.min()) <= int(x_0.max()) < self.K:
+            raise ArgumentError("tokens", (int(x_0.min()), int(x_0.max())), f"values in 0 ... {self.K - 1}")
         hot = torch.nn.functional.one_hot(x_0, self.K)
         return torch.zeros_like(hot, dtype=torch.float64).masked_fill(hot == 0, -math.inf)
 

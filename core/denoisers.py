@@ -220,8 +220,13 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
             output = output.to(x_t.dtype)
         spread: float | Tensor = self.spread
         if self.learned_range:
+            if output.ndim < 2 or output.shape[1] != 2 * x_t.shape[1]:
+                raise ArgumentError("network", output, f"twice the {x_t.shape[1]} channels of x, for the learned range")
             output, fraction = output.chunk(2, dim=1)
             spread = (fraction + 1) / 2
+        if output.shape != x_t.shape:
+            # Broadcasting would hide it and train on something else.
+            raise ArgumentError("network", output, f"an output of the shape of x, {tuple(x_t.shape)}")
         output = kernel.project(output)
         if isinstance(c_skip, float) and c_skip == 0.0 and c_out == 1.0:
             return Belief(output, spread)

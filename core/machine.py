@@ -12,7 +12,7 @@ __all__ = ["machine"]
 
 def machine() -> str:
     """One line for model cards and results files."""
-    parts = [f"{processor()}, {torch.get_num_threads()} threads"]
+    parts = [f"{processor()}, {torch.get_num_threads()} thread(s)"]
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
     return f"{'; '.join(parts)}; Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"

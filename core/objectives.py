@@ -161,6 +161,8 @@ class Denoising(nn.Module):
             batch: "x_0" and the conditions.
             generator: one, or a list with one per example; draws t, the noise and what is dropped.
         """
+        if not isinstance(batch, Mapping):
+            raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
         missing = ({"x_0"} | self.drop.keys()) - batch.keys()
         if missing:
             raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")

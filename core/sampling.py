@@ -51,6 +51,8 @@ def columns(*tables: Tensor) -> list[list[Any]]:
 
 def prepared(path: Path, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(times, alpha, sigma) of a checked grid, float64, each of the grid's shape."""
+    if not isinstance(path, Path):
+        raise ArgumentError("kernel", path, "a Gaussian kernel or a path; `ancestral` serves every kernel")
     times = check_times(times)
     alpha, sigma = path.schedule(times)
     return times, alpha.detach(), sigma.detach()

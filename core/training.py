@@ -17,14 +17,16 @@ Launched by `torchrun` or `accelerate launch`, the same call trains on all proce
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast, final
+from typing import Any, NamedTuple, NoReturn, TextIO, cast, final
 
 import torch
 from accelerate import Accelerator
@@ -37,7 +39,7 @@ from . import checkpoints
 from .batches import Batch, Plan, batches, seed_everything
 from .config import check
 from .ema import EMA
-from .errors import ArgumentError, CheckpointError, ConfigError, TrainingError
+from .errors import ArgumentError, CheckpointError, ConfigError, DataError, TrainingError
 from .interruption import Interrupted, Signals, own_randomness
 from .options import TrainingOptions, binding, check_same
 from .randomness import example_generators
@@ -156,6 +158,7 @@ class _Run:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.records: Records | None = None
+        self.lock: TextIO | None = None
         self.bar: tqdm[NoReturn] | None = None
 
     # ------------------------------------------------------------------------------------------ begin and end
@@ -186,13 +189,28 @@ class _Run:
                 network.compile()
         self.model = self.accelerator.prepare_model(self.objective)
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._own_folder()
             self.records = Records(self.folder, self.history, self.step)
             self.bar = tqdm(
                 total=options.steps, initial=self.step, unit="step", disable=not options.progress, dynamic_ncols=True
             )
 
+    def _own_folder(self) -> None:
+        """Make the folder and hold it for this process; the system lets go of it however the process ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / ".lock", "a")  # noqa: SIM115
+        except OSError as error:
+            raise DataError(f"{self.folder}: no folder to keep a run in ({error})") from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.lock.close()
+            raise ArgumentError("folder", str(self.folder), "a folder in which no other process is training") from error
+
     def end(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
         if self.records is not None:
             self.records.close()
         if self.bar is not None:
@@ -251,9 +269,17 @@ class _Run:
                 if signals.stop or (signals.received and self.plan.world == 1):
                     self._save()
                     self.accelerator.wait_for_everyone()
-                    raise Interrupted(signals.received or signal.SIGTERM, self.step, self.folder)
+                    self._interrupted(signals)
         if signals.received:  # in the last step, after the others were asked
-            raise Interrupted(signals.received, self.step, self.folder)
+            self._interrupted(signals)
+
+    def _interrupted(self, signals: Signals) -> NoReturn:
+        if self.accelerator.is_main_process:
+            note = (
+                f"interrupted after step {self.step} of {self.options.steps}; all is saved in {self.folder}: resume it"
+            )
+            tqdm.write(note, file=sys.stderr)
+        raise Interrupted(signals.received or signal.SIGTERM, self.step, self.folder)
 
     def _take_step(self, feed: Iterator[Batch], signals: Signals) -> None:
         options, step = self.options, self.step

@@ -75,10 +75,10 @@ def demo(report: Report, options: Demo) -> None:
         pictures(samples[:100], data.levels, SCALE, columns=10), "Samples; the columns ask for 0, 1, 2, ... 9."
     )
     report.picture(
-        pictures(by_class(held_out.images, held_out.labels), data.levels, SCALE), "Held-out digits beside them."
+        pictures(by_class(held_out.images, held_out.labels), data.levels, SCALE), "Held-out digits, for comparison."
     )
     report.picture(path(pipeline, steps, guidance, options.seed), "From noise to digits: states, left to right.")
-    report.picture(curve(trained.history), "Training loss, the mean squared error of v.")
+    report.picture(curve(trained.history), "Training loss, the mean squared error of v (logarithmic).")
     report.table(
         table(results),
         "Figures of the samples, and the same figures of held-out real digits: what a perfect model would reach.",

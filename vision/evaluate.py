@@ -23,7 +23,7 @@ from .classifier import cached, extractor_options, judge_options
 from .data import Images, load, pictures
 from .options import Evaluate
 from .pipeline import ImagePipeline
-from .sample import draw, load_model
+from .sample import batches, load_model
 
 __all__ = ["bound", "evaluate", "main", "table"]
 
@@ -52,9 +52,15 @@ def evaluate(pipeline: ImagePipeline, train: Images, test: Images, options: Eval
     """
     config = pipeline.config
     if (config.shape, config.levels, config.class_names) != (train.shape, train.levels, train.class_names):
-        raise ArgumentError("data", f"{train.name} {train.shape} with {train.num_classes} classes", "the model's own")
+        mine = f"{config.shape} with {len(config.class_names)} classes and {config.levels} levels"
+        raise ArgumentError(
+            "data", f"{train.name} {train.shape} with {train.num_classes} classes", f"the model's own: {mine}"
+        )
+    if min(len(train), len(test)) < 10:
+        found = f"{len(train)} training and {len(test)} held-out images"
+        raise ArgumentError("data", found, "10 of each (of a folder without train/ and test/, a tenth is held out)")
     labels = pipeline.labels(None, options.count)
-    samples = draw(
+    drawn = batches(
         pipeline,
         options.model,
         labels,
@@ -68,6 +74,7 @@ def evaluate(pipeline: ImagePipeline, train: Images, test: Images, options: Eval
         processes=options.processes,
         precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
     )
+    samples = torch.cat(list(drawn))
     judge = cached(train, judge_options(), progress=True) if train.num_classes > 1 else None
     results = metrics.evaluate_samples(samples, labels, train, test, judge, extractor(train, options), options.seed)
     if options.bits:

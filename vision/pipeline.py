@@ -165,6 +165,9 @@ class ImagePipeline(Pipeline[ImageConfig]):
         count = len(labels) if labels is not None else (count if count is not None else 1)
         if not isinstance(count, int) or count < 1:
             raise ArgumentError("count", count, "at least one image")
+        for name, function in (("sampler", sampler), ("grid", grid)):
+            if not callable(function):
+                raise ArgumentError(name, function, "a function, such as polydiff.core.ddim.ddim, core.grids.uniform")
         generators = example_generators(seed, 0, range(first, first + count))
         like = torch.zeros(count, *self.config.shape, device=self.device)
         denoise = self.given(labels, guidance)

@@ -7,7 +7,8 @@ the pixels are the same as with one.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.commands import CONFIG_NAME, run
-from ..core.config import save
-from ..core.errors import ArgumentError, DataError
+from ..core.config import load, save, to_dict
+from ..core.errors import ArgumentError, ConfigError, DataError
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.names import GridName, SamplerName
 from .data import picture, pictures
 from .options import Sample
 from .pipeline import ImagePipeline
 
-__all__ = ["draw", "load_model", "main"]
+__all__ = ["batches", "load_model", "main"]
 
 
 def main(options: Sample) -> None:
@@ -35,8 +36,11 @@ def main(options: Sample) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{options.out}: no folder to write images into ({error})") from error
+    check_free(options)
     save(options.out / CONFIG_NAME, "sample", "vision", options)
-    images = draw(
+    levels, names = pipeline.config.levels, pipeline.config.class_names
+    drawn: list[Tensor] = []
+    for images in batches(
         pipeline,
         options.model,
         labels,
@@ -49,16 +53,27 @@ def main(options: Sample) -> None:
         batch_size=options.batch_size,
         processes=options.processes,
         precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
-    )
-    levels, names = pipeline.config.levels, pipeline.config.class_names
-    for i, image in enumerate(images):
-        name = "" if labels is None or int(labels[i]) >= len(names) else "-" + slug(names[int(labels[i])])
-        picture(image, levels).save(options.out / f"{i:06d}{name}.png")
-    shown = images[:100]
-    pictures(shown, levels, scale=max(1, 64 // images.shape[-1]), columns=min(10, len(shown))).save(
-        options.out / "grid.png"
-    )
-    print(f"{len(images)} images in {options.out}, the first of them together in {options.out / 'grid.png'}")
+    ):
+        for i, image in enumerate(images, start=sum(map(len, drawn))):
+            name = "" if labels is None or int(labels[i]) >= len(names) else "-" + slug(names[int(labels[i])])
+            picture(image, levels).save(options.out / f"{i:06d}{name}.png")
+        drawn.append(images)
+    shown = torch.cat(drawn)[:100]
+    grid = pictures(shown, levels, scale=max(1, 64 // shown.shape[-1]), columns=min(10, len(shown)))
+    grid.save(options.out / "grid.png")
+    print(f"{options.count} images in {options.out}, the first of them together in {options.out / 'grid.png'}")
+
+
+def check_free(options: Sample) -> None:
+    """An ArgumentError if the folder holds images drawn with other options, which would end up among the new ones."""
+    kept = options.out / CONFIG_NAME
+    if kept.exists():
+        try:
+            same = to_dict(replace(load(kept, "sample", "vision", Sample), processes=options.processes))
+        except ConfigError:
+            same = None
+        if same != to_dict(options):
+            raise ArgumentError("--out", str(options.out), "a new folder: this one holds the results of other options")
 
 
 def load_model(name: str) -> ImagePipeline:
@@ -72,7 +87,7 @@ def load_model(name: str) -> ImagePipeline:
     return ImagePipeline.from_pretrained(path if path.is_dir() else name, device=device)
 
 
-def draw(
+def batches(
     pipeline: ImagePipeline,
     model: str,
     labels: Tensor | None,
@@ -86,8 +101,8 @@ def draw(
     batch_size: int,
     processes: int = 1,
     precision: torch.dtype = torch.float32,
-) -> Tensor:
-    """Images, uint8 (count, C, H, W), in batches shared out among processes; the model is read anew in each."""
+) -> Iterator[Tensor]:
+    """Images in order, uint8 (B, C, H, W) each, batches shared out among processes; each reads the model anew."""
     parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     common = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size, "precision": precision}
     jobs: list[tuple[Any, ...]] = [
@@ -104,19 +119,18 @@ def draw(
     if processes < 1:
         raise ArgumentError("processes", processes, "at least 1")
     with tqdm(total=count, unit="image") as bar:
-        drawn: list[Tensor] = []
         if processes == 1:
             for job in jobs:
-                drawn.append(_batch(pipeline, *job))
-                bar.update(len(drawn[-1]))
+                images = _batch(pipeline, *job)
+                bar.update(len(images))
+                yield images
         else:
             threads = max(1, torch.get_num_threads() // processes)
             context = multiprocessing.get_context("spawn")
             with context.Pool(min(processes, len(jobs)), _begin, (model, threads)) as pool:
-                for images in pool.imap(_work, jobs):
-                    drawn.append(torch.from_numpy(images))
-                    bar.update(len(images))
-    return torch.cat(drawn)
+                for array in pool.imap(_work, jobs):
+                    bar.update(len(array))
+                    yield torch.from_numpy(array)
 
 
 def slug(text: str) -> str:

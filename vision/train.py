@@ -13,6 +13,7 @@ import torch
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
+from ..core.errors import ArgumentError
 from ..core.machine import machine
 from ..core.methods import WEIGHTS
 from ..core.objectives import Denoising
@@ -29,7 +30,16 @@ __all__ = ["image_config", "main", "train"]
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
+    if options.resume and not (options.out / CONFIG_NAME).exists():
+        raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
     data = load(options.data, "train", data_root=options.data_root, size=options.size)
+    network = image_config(data, options).network
+    channels, height, width = data.shape
+    print(
+        f"{data.name}: {len(data)} images to train on, {channels} x {height} x {width}, {data.num_classes} classes; "
+        f"network of {network.num_parameters / 1e6:.2f} million parameters; {machine()}",
+        flush=True,
+    )
     _, trained = train(data, options)
     if trained.is_main_process:
         print(f"model in {options.out / 'model'}; draw from it: polydiff sample vision --model {options.out}")

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_writes_all_that_is_promised(run: Path) -> None:
-    assert {p.name for p in run.iterdir()} == {"config.json", "checkpoints", "metrics.jsonl", "logs", "model"}
+    assert {p.name for p in run.iterdir()} == {".lock", "config.json", "checkpoints", "metrics.jsonl", "logs", "model"}
     card = (run / "model" / "README.md").read_text()
     assert "polydiff train vision --width 8 --multipliers 1 1 --blocks 1 --steps 4 --batch-size 8" in card
     config = json.loads((run / "config.json").read_text())
@@ -68,6 +68,23 @@ def test_sample_writes_named_images_and_a_grid(run: Path, tmp_path: Path) -> Non
     assert names == ["000000-3.png", "000001-7.png", "000002-3.png"]
     assert Image.open(tmp_path / names[0]).size == (8, 8)
     assert Image.open(tmp_path / "grid.png").size[0] > 3 * 64
+
+
+def test_sample_keeps_results_of_other_options_apart(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["sample", "vision", "--model", run, "--count", 1, "--steps", 1, "--out", tmp_path / "a b"]
+    assert polydiff(*words) == 0
+    assert polydiff(*words) == 0
+    assert polydiff(*words, "--seed", 1) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_other_data_before_it_draws(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x_train=images, x_test=images[:12])
+    words = ["evaluate", "vision", "--model", run, "--data", tmp_path / "own.npz", "--out", tmp_path / "e"]
+    assert polydiff(*words) == 2
+    assert "17 levels" in capsys.readouterr().err
 
 
 def test_processes_change_no_pixel(run: Path, tmp_path: Path) -> None:
@@ -119,6 +136,7 @@ def test_own_images_train_and_unconditional_sampling(tmp_path: Path) -> None:
         (["sample", "vision", "--model", "no-such-model"], "no-such-model"),
         (["sample", "vision", "--model", "../.."], "missing"),
         (["train", "vision", "--config", "/nowhere/config.json"], "config.json"),
+        (["train", "vision", *SMALL, "--resume"], "--resume"),
     ],
 )
 def test_bad_input_is_one_line_that_names_it(words: list[str], said: str, tmp_path: Path, capsys) -> None:
