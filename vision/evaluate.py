@@ -60,21 +60,7 @@ def evaluate(pipeline: ImagePipeline, train: Images, test: Images, options: Eval
         found = f"{len(train)} training and {len(test)} held-out images"
         raise ArgumentError("data", found, "10 of each (of a folder without train/ and test/, a tenth is held out)")
     labels = pipeline.labels(None, options.count)
-    drawn = batches(
-        pipeline,
-        options.model,
-        labels,
-        options.count,
-        steps=options.steps,
-        sampler=options.sampler,
-        grid=options.grid,
-        guidance=options.guidance,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        processes=options.processes,
-        precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
-    )
-    samples = torch.cat(list(drawn))
+    samples = torch.cat(list(batches(pipeline, labels, options)))
     judge = cached(train, judge_options(), progress=True) if train.num_classes > 1 else None
     results = metrics.evaluate_samples(samples, labels, train, test, judge, extractor(train, options), options.seed)
     if options.bits:

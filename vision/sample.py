@@ -22,7 +22,7 @@ from ..core.errors import ArgumentError, ConfigError, DataError
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.names import GridName, SamplerName
 from .data import picture, pictures
-from .options import Sample
+from .options import Evaluate, Sample
 from .pipeline import ImagePipeline
 
 __all__ = ["batches", "load_model", "main"]
@@ -40,20 +40,7 @@ def main(options: Sample) -> None:
     save(options.out / CONFIG_NAME, "sample", "vision", options)
     levels, names = pipeline.config.levels, pipeline.config.class_names
     drawn: list[Tensor] = []
-    for images in batches(
-        pipeline,
-        options.model,
-        labels,
-        options.count,
-        steps=options.steps,
-        sampler=options.sampler,
-        grid=options.grid,
-        guidance=options.guidance,
-        seed=options.seed,
-        batch_size=options.batch_size,
-        processes=options.processes,
-        precision=torch.bfloat16 if options.precision == "bf16" else torch.float32,
-    ):
+    for images in batches(pipeline, labels, options):
         for i, image in enumerate(images, start=sum(map(len, drawn))):
             name = "" if labels is None or int(labels[i]) >= len(names) else "-" + slug(names[int(labels[i])])
             picture(image, levels).save(options.out / f"{i:06d}{name}.png")
@@ -87,37 +74,35 @@ def load_model(name: str) -> ImagePipeline:
     return ImagePipeline.from_pretrained(path if path.is_dir() else name, device=device)
 
 
-def batches(
-    pipeline: ImagePipeline,
-    model: str,
-    labels: Tensor | None,
-    count: int,
-    *,
-    steps: int,
-    sampler: SamplerName,
-    grid: GridName,
-    guidance: float,
-    seed: int,
-    batch_size: int,
-    processes: int = 1,
-    precision: torch.dtype = torch.float32,
-) -> Iterator[Tensor]:
-    """Images in order, uint8 (B, C, H, W) each, batches shared out among processes; each reads the model anew."""
-    parts = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    common = {"steps": steps, "guidance": guidance, "seed": seed, "batch_size": batch_size, "precision": precision}
+def batches(pipeline: ImagePipeline, labels: Tensor | None, options: Sample | Evaluate) -> Iterator[Tensor]:
+    """Images in order, uint8 (B, C, H, W) each, batches shared out among processes; each reads the model anew.
+
+    Args:
+        pipeline: the model that `options.model` names.
+        labels: classes, (options.count,), or None.
+        options: how to draw.
+    """
+    count, processes = options.count, options.processes
+    starts = range(0, count, options.batch_size)
+    parts = [range(start, min(start + options.batch_size, count)) for start in starts]
+    common = {
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "precision": torch.bfloat16 if options.precision == "bf16" else torch.float32,
+    }
     jobs: list[tuple[Any, ...]] = [
         (
             None if labels is None else labels[part.start : part.stop].tolist(),
             len(part),
             part.start,
-            sampler,
-            grid,
+            options.sampler,
+            options.grid,
             common,
         )
         for part in parts
     ]
-    if processes < 1:
-        raise ArgumentError("processes", processes, "at least 1")
     with tqdm(total=count, unit="image") as bar:
         if processes == 1:
             for job in jobs:
@@ -127,7 +112,7 @@ def batches(
         else:
             threads = max(1, torch.get_num_threads() // processes)
             context = multiprocessing.get_context("spawn")
-            with context.Pool(min(processes, len(jobs)), _begin, (model, threads)) as pool:
+            with context.Pool(min(processes, len(jobs)), _begin, (options.model, threads)) as pool:
                 for array in pool.imap(_work, jobs):
                     bar.update(len(array))
                     yield torch.from_numpy(array)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -37,7 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from polydiff.core import grids
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser, eps, index
+from polydiff.core.files import write_atomically
 from polydiff.core.gaussian import Gaussian
+from polydiff.core.machine import machine
 from polydiff.core.schedules import Tabulated
 from polydiff.vision.architectures import UNetConfig
 
@@ -265,13 +265,6 @@ def matched(name: str) -> dict[str, Any]:
     return {"polydiff": ours, "diffusers": theirs}
 
 
-def cpu_model() -> str:
-    """The processor's name."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
     """Measures, prints the table, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,38 +276,38 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    started = time.perf_counter()
-    result: dict[str, Any] = {
-        "command": "python -m tests.benchmarks.vision_speed " + " ".join(sys.argv[1:]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    facts = {
         "seed": SEED,
-        "machine": {
-            "cpu": cpu_model(),
-            "threads": torch.get_num_threads(),
-            "amx_bf16": bool(torch.cpu.get_capabilities().get("amx_bf16")),
-        },
-        "versions": {
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
+        "diffusers": diffusers.__version__,
         "sampling_steps": STEPS,
-        "parameters_and_flops": {name: matched(name) for name in options.sizes},
-        "rows": [],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modes": options.modes,
     }
     print(f"{'task':9} {'size':8} {'type':5} {'diffusers':>24} {'polydiff':>32}   ratio (rounds)")
     for name in options.sizes:
+        sizes = matched(name)
         for precision in options.precisions:
             for task in options.tasks:
                 row = measure(task, name, precision, options.modes, options.rounds)
-                result["rows"].append(row)
+                keep(row | facts | {"parameters_and_flops": sizes}, options.out)
                 sides = [f"{row[f'{side}_images_per_s']:7.1f}/s {row[f'{side}_mode']}" for side in SIDES]
                 low, high = row["rounds"][0], row["rounds"][-1]
                 text = f"{task:9} {name:8} {precision:5} {sides[0]:>32} {sides[1]:>32}"
                 print(f"{text}   {row['ratio']:.2f} ({low:.2f} ... {high:.2f})", flush=True)
-    result["wall_s"] = time.perf_counter() - started
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def keep(row: dict[str, Any], path: Path) -> None:
+    """Put a row into the results at once, in the place of an older one of the same task, size and precision."""
+
+    def key(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["size"], row["task"], row["precision"]
+
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = sorted([*(old for old in rows if key(old) != key(row)), row], key=key)
+    whole = {"command": "python -m tests.benchmarks.vision_speed", "seed": SEED, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
