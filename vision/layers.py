@@ -176,17 +176,19 @@ class Normalisation(nn.GroupNorm):
         """The same, for torch.compile on a CPU: one pass for the sums, one for all the rest.
 
         Its own reading of a group norm sums over pixels and channels at once, ten times slower for a channels-last map.
-        Means over groups are a matrix product here because the compiler does not fuse it into the loop over pixels.
+        Groups are gathered and spread by matrix products because the compiler does not fuse those into the loop over
+        pixels, which then has no root and no division left.
         """
-        channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+        pixels = x.shape[2] * x.shape[3]
         scale, shift = self.coefficients(modulation)
-        group = torch.arange(channels, device=x.device).div(channels // self.num_groups, rounding_mode="floor")
-        same = (group[:, None] == group).float() / (pixels * channels // self.num_groups)
+        members = torch.eye(self.num_groups, device=x.device).repeat_interleave(x.shape[1] // self.num_groups, dim=0)
         rows = x.permute(0, 2, 3, 1).flatten(1, 2).float()
         with torch.autocast("cpu", enabled=False):
-            mean, square = (torch.cat([rows.sum(1), rows.square().sum(1)]) @ same).chunk(2)
-        gain = scale * torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
-        z = torch.addcmul((shift - mean * gain)[:, None], rows, gain[:, None])
+            sums = torch.cat([rows.sum(1), rows.square().sum(1)]) @ members
+            mean, square = (sums / (pixels * x.shape[1] // self.num_groups)).chunk(2)
+            inverse = torch.rsqrt((square - mean.square()).clamp_min(0) + self.eps)
+            inverse, mean = (torch.cat([inverse, mean * inverse]) @ members.T).chunk(2)
+        z = torch.addcmul((shift - scale * mean)[:, None], rows, (scale * inverse)[:, None])
         z = (F.silu(z) if silu else z).to(x.dtype)
         return z.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
