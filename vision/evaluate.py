@@ -23,7 +23,7 @@ from .classifier import cached, extractor_options, judge_options
 from .data import Images, load, pictures
 from .options import Evaluate
 from .pipeline import ImagePipeline
-from .sample import batches, load_model
+from .sample import batches, load_model, make_folder
 
 __all__ = ["bound", "evaluate", "main", "table"]
 
@@ -34,7 +34,7 @@ def main(options: Evaluate) -> None:
     train, test = (
         load(options.data, split, data_root=options.data_root, size=options.size) for split in ("train", "test")
     )
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     save(options.out / CONFIG_NAME, "evaluate", "vision", options)
     results, samples = evaluate(pipeline, train, test, options)
     write_atomically(options.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -32,10 +32,7 @@ def main(options: Sample) -> None:
     """Draw and write `000000.png`, ... and `grid.png` into `options.out`."""
     pipeline = load_model(options.model)
     labels = pipeline.labels(list(options.label) or None, options.count)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{options.out}: no folder to write images into ({error})") from error
+    make_folder(options.out)
     check_free(options)
     save(options.out / CONFIG_NAME, "sample", "vision", options)
     levels, names = pipeline.config.levels, pipeline.config.class_names
@@ -49,6 +46,14 @@ def main(options: Sample) -> None:
     grid = pictures(shown, levels, scale=max(1, 64 // shown.shape[-1]), columns=min(10, len(shown)))
     grid.save(options.out / "grid.png")
     print(f"{options.count} images in {options.out}, the first of them together in {options.out / 'grid.png'}")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a command's results, or say why it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: no folder to write results into ({error})") from error
 
 
 def check_free(options: Sample) -> None:

@@ -78,6 +78,14 @@ def test_sample_keeps_results_of_other_options_apart(run: Path, tmp_path: Path, 
     assert "--out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_folder_that_cannot_be_made_is_named(command: str, run: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert polydiff(command, "vision", "--model", run, *(["--data", "digits"] * (command == "evaluate")),
+                    "--out", tmp_path / "file" / "out") == 2  # fmt: skip
+    assert "no folder" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_other_data_before_it_draws(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (30, 8, 8), dtype=np.uint8)
