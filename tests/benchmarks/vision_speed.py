@@ -3,10 +3,11 @@
     python -m tests.benchmarks.vision_speed            # --help for one size, precision or task alone
 
 Both sides are class-conditional with scale and shift after the group norms, attention at the same levels and the same
-widths; parameters and counted FLOPs (torch.utils.flop_counter) of the two networks as they are defined must agree within
-5 %. Our upsampling convolution is executed as a transposed one, the same map with fewer multiplications; for that count
-it is written out plainly, and the FLOPs that are executed stand beside it in the results. Each side first finds its best of
-`MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one process.
+widths; parameters and counted FLOPs (torch.utils.flop_counter) of the networks as they are defined must agree within
+5 %. Our upsampling convolution is executed as a transposed one, the same map with fewer multiplications; for the count
+it is written out plainly, and the FLOPs that are executed stand beside it in the results. Each side first finds its
+best of `MODES`, separately for every size, precision and task; then both run in that mode by turns, A B A B, in one
+process.
 
 A training step is forward, mean squared error, backward and fused AdamW (bf16: autocast over float32 weights). Sampling
 is deterministic DDIM (bf16: bfloat16 weights), with their `DDIMScheduler` and our `ddim`. The ratio is theirs over ours
