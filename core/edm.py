@@ -7,9 +7,8 @@ With u_t = sigma_t/alpha_t, a step from t to s first raises the noise to u_hat =
 
 and then takes Heun's step of the probability-flow ODE in exploding coordinates from t_hat to s. t_hat is the time at
 which the log-SNR is -2 log u_hat, so the algorithm serves every schedule; with S_noise = 1 raising the noise is the
-kernel's transition from t to t_hat. There is no time beyond 1, so u_hat stops at u_1: a step that starts at t = 1 has
-no churn unless alpha_1 is small enough for it to have no effect. Without churn this is `heun` in `exploding`
-coordinates.
+kernel's transition from t to t_hat. There is no time beyond 1, so u_hat stops at u_1, and a step that starts at t = 1 has
+no churn. Without churn this is `heun` in `exploding` coordinates.
 """
 
 from __future__ import annotations
@@ -68,7 +67,8 @@ def stochastic_heun(
             "times", "a time at which alpha_t = 0", "alpha_t > 0, as sigma/alpha is infinite: start below 1"
         )
     u = sigma / alpha
-    gamma = torch.where((u >= churn_min) & (u <= churn_max), min(churn / (len(times) - 1), math.sqrt(2) - 1), 0.0)[:-1]
+    within = ((u >= churn_min) & (u <= churn_max))[:-1].to(u)
+    gamma = within * min(churn / (len(times) - 1), math.sqrt(2) - 1)
     raised, alpha_hat, u_hat = lifted(kernel, times[:-1], alpha[:-1], u[:-1], gamma)
     scale = alpha_hat / alpha[:-1]
     fresh = alpha_hat * churn_noise * ((u_hat - u[:-1]) * (u_hat + u[:-1])).clamp_min(0).sqrt()
