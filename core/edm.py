@@ -7,8 +7,8 @@ With u_t = sigma_t/alpha_t, a step from t to s first raises the noise to u_hat =
 
 and then takes Heun's step of the probability-flow ODE in exploding coordinates from t_hat to s. t_hat is the time at
 which the log-SNR is -2 log u_hat, so the algorithm serves every schedule; with S_noise = 1 raising the noise is the
-kernel's transition from t to t_hat. There is no time beyond 1, so u_hat stops at u_1, and a step that starts at t = 1 has
-no churn. Without churn this is `heun` in `exploding` coordinates.
+kernel's transition from t to t_hat. There is no time beyond 1, so u_hat stops at u_1, and a step that starts at t = 1
+has no churn. Without churn this is `heun` in `exploding` coordinates.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exact laws of linear stochastic samplers: run on states that are affine in the noise, symbol by symbol.
 
-On independent normal data the exact denoiser is affine, so every sampler with fixed coefficients maps (1, z_0, z_1, ...)
-linearly, z_0 the standard normal of the start and z_i that of the i-th draw. A state (B, D, K) holds the coefficients of
-K such symbols, and the noise law hands out one new symbol per draw: the very code of the sampler computes its own law.
+On independent normal data the exact denoiser is affine, so a sampler with fixed coefficients maps (1, z_0, z_1, ...)
+linearly, z_0 the standard normal of the start and z_i that of the i-th draw. A state (B, D, K) holds the coefficients
+of K such symbols, and the noise law hands out one new symbol per draw: the sampler's own code computes its law.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def below_one(steps: int, schedule: Schedule) -> Tensor:
 
 
 def test_it_is_algorithm_2() -> None:
-    """Karras et al. 2022, written out in sigma, draw for draw: churn within [S_min, S_max], S_noise, no time above 1."""
+    """Karras et al. 2022, written out in sigma, draw for draw."""
     data, n = MixtureData(), 12
     kernel = Gaussian(EDM())
     sigma = [float(kernel.schedule(t)[1]) for t in grids.uniform(n, EDM())]
