@@ -179,11 +179,12 @@ def test_special_cases(schedule: Schedule) -> None:
     """2M without noise is DPM-Solver++ 2M, order 1 is DDIM or ancestral sampling, from pure noise on."""
     kernel, times = Gaussian(schedule), grids.uniform(7, schedule)
     x, denoise = DATA.sample(kernel, 4, 1.0, seeded(0)), DATA.denoise(kernel)
-    for sampler, options, peer in (
+    peers: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
         (dpm_solver_pp_2m, {"order": 2, "eta": 0.0}, {}),
         (ddim, {"order": 1, "eta": 0.0}, {}),
         (ancestral, {"order": 1, "eta": 1.0}, {"generator": seeded(1)}),
-    ):
+    ]
+    for sampler, options, peer in peers:
         ours = dpm_solver_pp_sde(denoise, kernel, x, times, generator=seeded(1), **options)
         for one, two in zip(ours, sampler(denoise, kernel, x, times, **peer), strict=True):
             torch.testing.assert_close(one.x, two.x, rtol=1e-9, atol=1e-10)
@@ -238,6 +239,16 @@ def test_examples_do_not_see_their_neighbours_and_clouds_stay_centred(order: int
     x = kernel.prior(clouds.sample(kernel, seeded(0))).sample(seeded(1))
     for step in dpm_solver_pp_sde(clouds.denoise(kernel), kernel, x, columns, order=order, generator=seeded(1)):
         torch.testing.assert_close(kernel.project(step.x), step.x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("eta", "draws"), [(0.0, 0), (0.5, 5)])
+def test_noise_is_drawn_in_every_interval_but_the_last(eta: float, draws: int) -> None:
+    kernel, g, expected = Gaussian(SubVP()), seeded(1), seeded(1)
+    x = DATA.sample(kernel, 4, 0.95, seeded(0))
+    last(dpm_solver_pp_sde(DATA.denoise(kernel), kernel, x, TIMES, eta=eta, generator=g))
+    for _ in range(draws):
+        torch.randn(x.shape, generator=expected, dtype=torch.float64)
+    assert torch.equal(g.get_state(), expected.get_state())
 
 
 def test_bad_arguments_are_named() -> None:

@@ -308,7 +308,8 @@ def test_bad_arguments_are_named() -> None:
         langevin(never, kernel, x, 0.5, step=2.0)
     with pytest.raises(ArgumentError, match="^times.*start below 1"):
         next(annealed_langevin(never, kernel, x, grids.uniform(3)))
-    for options, name in (({"moves": 0}, "moves"), ({"step": 4.0}, "step"), ({"step": 0.0}, "step")):
+    bad: list[tuple[dict[str, Any], str]] = [({"moves": 0}, "moves"), ({"step": 4.0}, "step"), ({"step": 0.0}, "step")]
+    for options, name in bad:
         with pytest.raises(ArgumentError, match=f"^{name}"):
             next(annealed_langevin(never, kernel, x, TIMES, **options))
     with pytest.raises(ArgumentError, match="^kernel"):
