@@ -90,7 +90,7 @@ def law(
     first = times[0].reshape(-1)
     alpha, sigma = (number.reshape(-1, 1) for number in numbers(schedule, first))
     mean, variance = data.moments(alpha, sigma)
-    x = torch.zeros(*mean.shape, 2 + (draws or 2 * len(times)), dtype=torch.float64)
+    x = torch.zeros(*mean.shape, 2 + (draws or len(times)), dtype=torch.float64)
     x[..., 0], x[..., 1] = mean, variance.sqrt()
 
     def exact(x: Tensor, t: Time) -> Belief:

@@ -196,7 +196,7 @@ def test_special_cases(schedule: Schedule) -> None:
 def test_every_schedule_from_pure_noise(name: str, order: int, eta: float) -> None:
     """alpha_1 = 0 included; mean and variance of the result, exactly. Few steps too."""
     schedule = SCHEDULES[name]()
-    for steps, tolerance in ((1, 2.0), (2, 2.0), (3, 2.0), (120, 0.1)):
+    for steps, tolerance in ((1, 2.0), (2, 2.0), (3, 2.0), (60, 0.15)):
         times = grids.log_snr(steps, schedule, low=-9, high=9)
         mean, variance = law(partial(dpm_solver_pp_sde, order=order, eta=eta), schedule, times)
         torch.testing.assert_close(mean, DATA.mean, rtol=0, atol=tolerance)

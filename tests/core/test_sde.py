@@ -114,10 +114,10 @@ def test_the_law_converges_with_order_one(schedule: Schedule, name: str) -> None
 
     target = DATA.moments(*numbers(schedule, 0.05))
     errors = []
-    for steps in (200, 400):
+    for steps in (150, 300):
         reached = law(until_the_last_interval, schedule, graded(steps, 0.05, 1.5, 0.95))
         errors.append(max(float((one - two).abs().max()) for one, two in zip(reached, target, strict=True)))
-    assert errors[1] < 0.08
+    assert errors[1] < 0.12
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
 
 
@@ -157,7 +157,7 @@ def test_every_schedule_from_pure_noise(sampler: str, name: str) -> None:
     kernel = Gaussian(schedule)
     times = grids.log_snr(200, schedule) if name in ("exploding", "edm") else graded(200, 1e-4, 2.0)
     alpha_1, sigma_1 = numbers(schedule, 1.0)
-    x = sigma_1 * torch.randn(4000, 3, generator=seeded(0), dtype=torch.float64)
+    x = sigma_1 * torch.randn(2000, 3, generator=seeded(0), dtype=torch.float64)
     if sampler != "reverse_diffusion" and alpha_1 == 0:
         with pytest.raises(ArgumentError, match="^times.*start below t = 1 or use `reverse_diffusion`"):
             next(ALL[sampler](DATA.denoise(kernel), kernel, x, times))
