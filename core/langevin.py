@@ -1,0 +1,235 @@
+r"""Langevin dynamics at a noise level: correctors, predictor-corrector sampling, annealed Langevin.
+
+A Langevin step with the noise law's own metric as preconditioner,
+
+    x_t + epsilon Sigma grad log q(x_t) + sqrt(2 epsilon) Sigma^(1/2) z,
+
+where Sigma grad log q(x_t) = (alpha_t m - x_t)/sigma_t^2 for the belief's mean m, leaves q(x_t) invariant as
+epsilon -> 0, on masked and centred states too. Three step sizes:
+
+    langevin              epsilon = step sigma_t^2
+    corrector             epsilon = 2 share (snr |z|/|score|)^2, per example (Song et al. 2021, algorithms 4 and 5)
+    annealed_langevin     epsilon = step sigma_t^2 / 2 at every level (Song & Ermon 2019, algorithm 1)
+
+The norms are those of whitened vectors, z' Sigma^+ z, one per example: a mean over the batch would couple its members.
+`share` is 1 - beta, the squared drift (alpha_t/alpha_s)^2 of the forward chain between two times of the grid. It is 1
+where noise explodes and 0 at alpha_t = 0, where the state is noise already and there is nothing to correct.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError
+from .gaussian import Belief, Gaussian
+from .kernel import Time
+from .randomness import Randomness
+from .sampling import Step, columns
+from .sde import noisy
+
+__all__ = ["annealed_langevin", "corrector", "langevin", "predictor_corrector"]
+
+
+def langevin(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Gaussian,
+    x: Tensor,
+    t: Time,
+    *,
+    step: float = 0.1,
+    generator: Randomness = None,
+) -> Step[Tensor]:
+    """One step of fixed size at time t. On data of variance V the stationary variance of the chain is
+    V_t / (1 - step sigma_t^2 / (2 V_t)) with V_t = alpha_t^2 V + sigma_t^2.
+
+    Args:
+        denoise: (x_t, t) -> belief; only its mean is used.
+        kernel: Gaussian.
+        x: a state at time t.
+        t: number, or (B,).
+        step: epsilon/sigma_t^2, in (0, 2).
+        generator: one, or a list with one per example.
+    """
+    check_step(step, 2)
+    return Step(t, *fixed(denoise, kernel, x, t, *level(kernel, t), step, generator))
+
+
+def corrector(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Gaussian,
+    x: Tensor,
+    t: Time,
+    *,
+    snr: float = 0.16,
+    share: Time = 1.0,
+    generator: Randomness = None,
+) -> Step[Tensor]:
+    """One step at time t whose size makes the move `snr` times as long as its noise, per example.
+
+    Args:
+        denoise: (x_t, t) -> belief; only its mean is used.
+        kernel: Gaussian.
+        x: a state at time t.
+        t: number, or (B,).
+        snr: r of the paper, the ratio of the two norms, > 0.
+        share: the factor of epsilon, in [0, 1], see the module; number or (B,).
+        generator: one, or a list with one per example.
+    """
+    check_snr(snr)
+    return Step(t, *corrected(denoise, kernel, x, t, *level(kernel, t), share, snr, generator))
+
+
+def predictor_corrector(
+    predictor: Callable[..., Iterator[Step[Tensor]]], corrections: int = 1, snr: float = 0.16
+) -> Callable[..., Iterator[Step[Tensor]]]:
+    """A sampler that corrects the state before each step of another one, as the authors' code does.
+
+    The network is called `corrections` + (the predictor's calls) times per interval.
+
+    Args:
+        predictor: any one-step sampler (ancestral, reverse_diffusion, euler_maruyama, ddim, euler, heun); a multistep
+            one would begin anew at every time.
+        corrections: Langevin steps per interval, >= 0.
+        snr: as in `corrector`.
+    """
+    if not isinstance(corrections, int) or corrections < 0:
+        raise ArgumentError("corrections", corrections, "an integer >= 0")
+    check_snr(snr)
+
+    def sampler(
+        denoise: Callable[[Tensor, Time], Belief],
+        kernel: Gaussian,
+        x: Tensor,
+        times: Tensor,
+        *,
+        generator: Randomness = None,
+        **options: object,
+    ) -> Iterator[Step[Tensor]]:
+        """Arguments as the predictor's."""
+        times, alpha, sigma = noisy(kernel, times)
+        share = (alpha[:-1] / alpha[1:]) ** 2
+        table = columns(times[:-1], alpha[:-1], sigma[:-1], share)
+        for i, (t, a, b, c) in enumerate(zip(*table, strict=True)):
+            for _ in range(corrections):
+                x, _ = corrected(denoise, kernel, x, t, a, b, c, snr, generator)
+            # A one-step sampler's first step on (t, s, 0) is its step on (t, s, ..., 0).
+            grid = times[i:] if i + 2 >= len(times) else torch.cat([times[i : i + 2], times[-1:]])
+            step = next(predictor(denoise, kernel, x, grid, generator=generator, **options))
+            x = step.x
+            yield step
+
+    return sampler
+
+
+def annealed_langevin(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Gaussian,
+    x: Tensor,
+    times: Tensor,
+    *,
+    moves: int = 100,
+    step: float = 0.2,
+    generator: Randomness = None,
+) -> Iterator[Step[Tensor]]:
+    """Langevin dynamics at one noise level after the other, and the mean at the end; n moves + 1 network calls.
+
+    Between levels x_t/alpha_t is kept (x_t itself on exploding schedules). The first step covers the levels times[0]
+    and times[1]. The paper's epsilon is step times the variance of the last level: 2e-5 and sigma = 0.01 are step 0.2.
+
+    Args:
+        denoise: (x_t, t) -> belief; only its mean is used.
+        kernel: Gaussian, alpha_t > 0 on the grid.
+        x: the state at times[0].
+        times: grid (n + 1,) or (n + 1, B): n noise levels, then 0.
+        moves: Langevin steps per level, >= 1.
+        step: alpha_i / sigma_i^2 of the paper, 2 epsilon / sigma_t^2 of this module, in (0, 4).
+        generator: one, or a list with one per example.
+    """
+    if not isinstance(moves, int) or moves < 1:
+        raise ArgumentError("moves", moves, "an integer >= 1")
+    check_step(step, 4)
+    times, alpha, sigma = noisy(kernel, times)
+    if bool((alpha == 0).any()):
+        raise ArgumentError(
+            "times", "a time at which alpha_t = 0", "alpha_t > 0, as x_t/alpha_t is kept: start below 1"
+        )
+    scale = torch.cat([alpha.new_ones(alpha[:1].shape), alpha[1:-1] / alpha[:-2]])
+    table = columns(times[:-1], alpha[:-1], sigma[:-1], scale)
+    for i, (t, a, b, c) in enumerate(zip(*table, strict=True)):
+        if i > 0:
+            x = kernel.combine((c, x))
+        belief = None
+        for _ in range(moves):
+            x, belief = fixed(denoise, kernel, x, t, a, b, step / 2, generator)
+        if i > 0:
+            yield Step(t, x, belief)
+    belief = denoise(x, table[0][-1])
+    yield Step(columns(times)[0][-1], belief.mean, belief)
+
+
+def fixed(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Gaussian,
+    x: Tensor,
+    t: Time,
+    alpha: Time,
+    sigma: Time,
+    step: float,
+    generator: Randomness,
+) -> tuple[Tensor, Belief]:
+    """A step with epsilon = step sigma^2, and the belief that it used."""
+    belief, z = denoise(x, t), kernel.noise.draw(x, generator)
+    return kernel.combine((1 - step, x), *belief.times(step * alpha), (math.sqrt(2 * step) * sigma, z)), belief
+
+
+def corrected(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Gaussian,
+    x: Tensor,
+    t: Time,
+    alpha: Time,
+    sigma: Time,
+    share: Time,
+    snr: float,
+    generator: Randomness,
+) -> tuple[Tensor, Belief]:
+    """A step with epsilon = 2 share (snr |z|/|score|)^2, and the belief that it used."""
+    belief, z = denoise(x, t), kernel.noise.draw(x, generator)
+    towards = kernel.combine((-1.0, x), *belief.times(alpha))  # sigma^2 times the score
+    squares = kernel.noise.squares(towards)
+    # Where the score is 0, as in a cloud of one point, the step is 0; the inner `where` keeps its gradient finite.
+    there = squares > 0
+    ratio = kernel.noise.squares(z) / torch.where(there, squares, 1)
+    root = torch.where(there & (ratio > 0), ratio, 1).sqrt()
+    root = torch.where(there & (ratio > 0), root, 0) * near(sigma, x)  # sqrt(epsilon / (2 share)) / (snr sigma)
+    # epsilon/sigma^2 and sqrt(2 epsilon)
+    share = near(share, x)
+    of_score, of_noise = 2 * share * (snr * root) ** 2, 2 * share**0.5 * snr * root * near(sigma, x)
+    return kernel.combine((1.0, x), (of_score, towards), (of_noise, z)), belief
+
+
+def level(kernel: Gaussian, t: Time) -> tuple[Time, Time]:
+    """(alpha_t, sigma_t) as floats, or as float64 tensors (B,)."""
+    alpha, sigma = kernel.schedule(torch.as_tensor(t, dtype=torch.float64))
+    return (alpha.item(), sigma.item()) if alpha.ndim == 0 else (alpha.detach(), sigma.detach())
+
+
+def near(number: Time, x: Tensor) -> Time:
+    """number in the dtype and on the device of x."""
+    return number.to(x) if isinstance(number, Tensor) else number
+
+
+def check_snr(snr: float) -> None:
+    """An ArgumentError unless 0 < snr < inf."""
+    if not 0 < snr < math.inf:
+        raise ArgumentError("snr", snr, "a positive finite number")
+
+
+def check_step(step: float, limit: float) -> None:
+    """An ArgumentError unless 0 < step < limit, beyond which the chain diverges where the data have no variance."""
+    if not 0 < step < limit:
+        raise ArgumentError("step", step, f"a number in (0, {limit})")
