@@ -231,9 +231,7 @@ def analytic_ddim(
     of_noise = (variance + of_mean**2 * table.at(kernel.schedule.log_snr(times[:-1]).detach(), most)).sqrt()
     rows = [
         Row(t, [(i, a)], [(i, b)], s, c)
-        for i, (t, s, a, b, c) in enumerate(
-            zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True)
-        )
+        for i, (t, s, a, b, c) in enumerate(zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True))
     ]
     rows[-1] = rows[-1]._replace(noise=None)
     yield from follow(rows, denoise, kernel, x, generator)
