@@ -9,8 +9,8 @@ variance that minimises KL(q || p), and hence the bound, adds what the belief le
 the mean posterior variance per degree of freedom, in the metric of the noise law. It depends on the log-SNR alone, so
 one table serves every sub-grid. Two statistics estimate it, equal in expectation for the exact denoiser:
 
-    residual     |x_0 - x_0_hat|^2 / d                        optimal for an imperfect mean too (Bao et al. 2022b, eq. 11)
-    score_norm   (sigma_t/alpha_t)^2 (1 - |eps_hat|^2 / d)    the paper's, eq. 8: only the score, but it cancels at alpha -> 0
+    residual     |x_0 - x_0_hat|^2 / d                        optimal for an imperfect mean too (Bao et al. 2022b)
+    score_norm   (sigma_t/alpha_t)^2 (1 - |eps_hat|^2 / d)    the paper's: needs the score alone, cancels at alpha -> 0
 
 Bounds (theorem 2): 0 <= Gamma_t <= (sigma_t/alpha_t)^2, and Gamma_t <= ((b - a)/2)^2 for data in [a, b]; what is
 estimated is clipped to them. Interpolation is linear in log Gamma over lambda, exact where Gamma ~ (sigma/alpha)^2.

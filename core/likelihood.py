@@ -9,10 +9,10 @@ with d and the trace on the support of the noise law. Integrated from the data t
 
     log p(x_0) = log p(x_1) + d log k_1 + int (k/sigma) (d - k tr dm/dx) du.
 
-At t = 0 the belief is x itself whatever the network, so the slope there is -y and the divergence -d: the solve starts at
-the data, with no offset, if the data have a smooth density. Where they have none (few levels, a manifold) the integral
-diverges at 0; with `from_data=False` the last interval of the grid is left out and alpha x_0 stands for x at t_1, as
-published figures do (their offset is 1e-5, and it changes them): state t_1 beside such a number.
+At t = 0 the belief is x itself whatever the network, so the slope there is -y and the divergence -d: the solve starts
+at the data, with no offset, if the data have a smooth density. Where they have none (few levels, a manifold) the
+integral diverges at 0; with `from_data=False` the last interval of the grid is left out and alpha x_0 stands for x at
+t_1, as published figures do (their offset is 1e-5, and it changes them): state t_1 beside such a number.
 
 The trace is sum_v v' (dm/dx) v over probes v drawn once per solve: `exact` takes the unit vectors of every example, one
 backward pass each, `rademacher` and `normal` random ones (Hutchinson; Grathwohl et al. 2019, FFJORD). With probes drawn
@@ -23,16 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from .distributions import Distribution
 from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
-from .grids import unstack
 from .kernel import Time
 from .noise import Noise
 from .randomness import Randomness
@@ -42,6 +40,7 @@ __all__ = [
     "HEUN",
     "RK4",
     "Likelihood",
+    "Prior",
     "RungeKutta",
     "adaptive_log_likelihood",
     "exact",
@@ -53,6 +52,14 @@ __all__ = [
 Denoise: TypeAlias = Callable[[Tensor, Time], Belief]
 Probes: TypeAlias = Callable[[Noise, Tensor, Randomness], Iterable[Tensor]]
 """(noise, like, generator) -> v_1, v_2, ... with E sum v v' the projection on the support; read many times."""
+
+
+class Prior(Protocol):
+    """The law where the solve ends: a `Normal`, or a fitted start of `truncation`."""
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        """Nats, (B,)."""
+        ...
 
 
 class Likelihood(NamedTuple):
@@ -161,7 +168,7 @@ def log_likelihood(
     probes: Probes = exact,
     method: RungeKutta = RK4,
     from_data: bool = True,
-    prior: Distribution[Tensor] | None = None,
+    prior: Prior | None = None,
     generator: Randomness = None,
 ) -> Likelihood:
     """log p(x_0) on a fixed grid: deterministic given the probes, and no example depends on its batch.
@@ -219,7 +226,7 @@ def adaptive_log_likelihood(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     probes: Probes = exact,
-    prior: Distribution[Tensor] | None = None,
+    prior: Prior | None = None,
     generator: Randomness = None,
 ) -> Likelihood:
     """log p(x_0) by torchdiffeq's Dormand-Prince pair of order 5, with one sequence of steps for the batch.
@@ -275,12 +282,10 @@ def prepared_probes(probes: Probes, kernel: Gaussian, x_0: Tensor, generator: Ra
     return probes(kernel.noise, x_0, generator)
 
 
-def closed(
-    kernel: Gaussian, x_0: Tensor, x_1: Tensor, gained: Tensor, prior: Distribution[Tensor] | None, calls: int
-) -> Likelihood:
+def closed(kernel: Gaussian, x_0: Tensor, x_1: Tensor, gained: Tensor, prior: Prior | None, calls: int) -> Likelihood:
     """The density of the end, projected against the drift of rounding, and the gain along the way."""
     x_1 = kernel.project(x_1)
-    law = kernel.prior(x_1) if prior is None else prior
+    law: Prior = kernel.prior(x_1) if prior is None else prior
     possible = kernel.noise.supports(x_0, torch.zeros_like(x_0))
     return Likelihood((law.log_prob(x_1) + gained).masked_fill(~possible, -math.inf), x_1, calls)
 

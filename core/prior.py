@@ -4,8 +4,8 @@ What remains of the data at t = 1 is paid for in the bound and starts samplers f
 
     KL(q(x_1 | x_0) || p(x_1))    nats per example,
 
-for any kernel; for Gaussian ones it is alpha_1^2 |x_0|^2 / (2 sigma_1^2) in the metric of the noise law. With alpha_1 = 0
-it vanishes: `zero_terminal_snr` shifts and scales the array of alphas of a published model (Lin et al. 2024, "Common
+for any kernel; for Gaussian ones it is alpha_1^2 |x_0|^2 / (2 sigma_1^2) in the metric of the noise law. With
+alpha_1 = 0 it vanishes: `zero_terminal_snr` moves the array of alphas of a published model (Lin et al. 2024, "Common
 Diffusion Noise Schedules and Sample Steps are Flawed", algorithm 1), `ZeroTerminal` does it to any schedule. A network
 that predicts eps says nothing at alpha = 0; use v or x_0.
 """
@@ -80,8 +80,8 @@ def zero_terminal_snr(betas: Sequence[float] | Tensor) -> Tabulated:
 class ZeroTerminal(Schedule):
     """Any schedule whose alpha falls, with alpha moved linearly to end at 0; the first step, t_min, keeps its alpha.
 
-    alpha' = (alpha - alpha_1) alpha_min/(alpha_min - alpha_1); sigma'^2 = alpha^2 + sigma^2 - alpha'^2 keeps the power, so
-    variance-preserving schedules stay so. Where t_min = 0, alpha_min = 1. Below t_min nothing changes.
+    alpha' = (alpha - alpha_1) alpha_min/(alpha_min - alpha_1); sigma'^2 = alpha^2 + sigma^2 - alpha'^2 keeps the power,
+    so variance-preserving schedules stay so. Where t_min = 0, alpha_min = 1. Below t_min nothing changes.
 
     Args:
         base: the schedule; alpha_1 < alpha at t_min (not an exploding one).

@@ -1,7 +1,7 @@
 r"""Truncated diffusion: start at t < 1 from a law fitted to the data there (Zheng et al. 2023; Lyu et al. 2022).
 
-Noise beyond t buys nothing if x_t can be drawn directly. The grid starts at t (`truncate`), samplers take x_t instead of
-x_1, and in the bound KL(q(x_t | x_0) || p(x_t)) replaces the kernel's prior term: `elbo(..., prior=start)`.
+Noise beyond t buys nothing if x_t can be drawn directly. The grid starts at t (`truncate`), samplers take x_t instead
+of x_1, and in the bound KL(q(x_t | x_0) || p(x_t)) replaces the kernel's prior term: `elbo(..., prior=start)`.
 
 Three starts have exactly the moments of q(x_t), which follow from those of x_0,
 

@@ -22,6 +22,7 @@ from polydiff.core.analytic import (
 )
 from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import elbo
+from polydiff.core.distributions import Normal
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.noise import Centred, Diagonal, Isotropic
@@ -31,7 +32,7 @@ from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule,
 from tests.problems import Clouds, GaussianData, MixtureData
 
 DATA, MIXTURE = GaussianData.standard(), MixtureData()
-I = torch.eye(3, dtype=torch.float64)  # noqa: E741
+I = torch.eye(3, dtype=torch.float64)
 SCHEDULES = {
     "linear": LinearBeta(),
     "cosine": Cosine(),
@@ -88,6 +89,7 @@ def test_is_the_optimal_isotropic_variance(name: str, grid: str) -> None:
     denoise, x = Analytic(DATA.denoise(kernel), kernel, times, table), DATA.sample(2, seeded(0))
     for t, s in zip(times[:-2].tolist(), times[1:-1].tolist(), strict=True):
         law = kernel.reverse(x, denoise(x, t), s, t)
+        assert isinstance(law, Normal)
         assert float(law.scale) ** 2 == pytest.approx(optimal(schedule, s, t, 1.0), rel=1e-9)
         torch.testing.assert_close(law.mean, kernel.posterior(x, DATA.denoise(kernel)(x, t), s, t).mean)
     for eta in (0.0, 0.5, 1.0):
@@ -98,7 +100,9 @@ def test_is_the_optimal_isotropic_variance(name: str, grid: str) -> None:
             path[size] = [step.x for step in steps]
         # The first step from the same state: what the noise adds is its weight.
         weight = path[1.0][0] - path[0.0][0]
-        assert float(weight[0, 0]) ** 2 == pytest.approx(optimal(schedule, *times[[1, 0]].tolist(), eta), rel=1e-9)
+        assert float(weight[0, 0]) ** 2 == pytest.approx(
+            optimal(schedule, times[1].item(), times[0].item(), eta), rel=1e-9
+        )
         noise.size = 0.0
         final = list(analytic_ddim(DATA.denoise(kernel), kernel, path[1.0][-2], times[-2:], table=table, eta=eta))
         torch.testing.assert_close(final[0].x, DATA.denoise(kernel)(path[1.0][-2], times[-2].item()).mean)
@@ -203,6 +207,7 @@ def test_the_paper_s_bounds_hold_for_any_denoiser() -> None:
     # The largest variance, (1 - c) sigma_t^2 (alpha_s/alpha_t)^2, lies above "fixed large".
     large = Analytic(lambda x, t: Belief(5 + 0 * x), kernel, times, bad)
     law = kernel.reverse(x_0, large(x_0, 0.1), 0.01, 0.1)
+    assert isinstance(law, Normal)
     (alpha_s, sigma_s), (alpha_t, sigma_t) = at(schedule, 0.01), at(schedule, 0.1)
     kept = 1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2
     assert float(law.scale) ** 2 == pytest.approx(kept * sigma_t**2 * (alpha_s / alpha_t) ** 2, rel=1e-9)
@@ -259,9 +264,12 @@ def test_diagonal_laws_and_a_time_per_example_on_a_common_grid() -> None:
     assert isinstance(pair, Tensor)
     assert pair.tolist() == [bound(x, times[i].item()).spread for i in (1, 3)]
     law = kernel.reverse(x, bound(x, times[[1, 3]]), times[[2, 4]], times[[1, 3]])
+    assert isinstance(law, Normal)
+    scales = torch.as_tensor(law.scale)
     for i in (1, 3):
         single = kernel.reverse(x, bound(x, times[i].item()), times[i + 1].item(), times[i].item())
-        assert float(law.scale[(i - 1) // 2]) == pytest.approx(float(single.scale), rel=1e-12)
+        assert isinstance(single, Normal)
+        assert float(scales[(i - 1) // 2]) == pytest.approx(float(single.scale), rel=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])

@@ -53,16 +53,8 @@ SCHEDULES = {
 class Law:
     """A density as the prior."""
 
-    mean = torch.zeros(())
-
     def __init__(self, log_prob: Callable[[Tensor], Tensor]):
         self.log_prob = log_prob
-
-    def sample(self, generator: Randomness = None) -> Tensor:
-        raise NotImplementedError
-
-    def kl(self, other: object) -> Tensor:
-        raise NotImplementedError
 
 
 def gaussian_density(x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:

@@ -36,7 +36,7 @@ from tests.problems import Clouds, GaussianData
 
 DATA = GaussianData.standard()
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-I = torch.eye(3, dtype=torch.float64)  # noqa: E741
+I = torch.eye(3, dtype=torch.float64)
 
 
 def at(schedule: Schedule, t: float) -> tuple[float, float]:
