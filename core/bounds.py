@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ from .grids import check_times, unstack
 from .kernel import Kernel, Time
 from .randomness import Randomness
 
-__all__ = ["Bound", "bits_per_dim", "elbo"]
+__all__ = ["Bound", "Start", "bits_per_dim", "elbo"]
+
+
+class Start(Protocol):
+    """The law that a generative process starts from, where that is not the kernel's prior (see `truncation`)."""
+
+    def kl_from(self, law: Any, generator: Randomness = None) -> Tensor:
+        """KL(law || self) in nats, or an unbiased estimate, (B,); law a marginal of the kernel."""
+        ...
 
 
 class Bound(NamedTuple):
@@ -49,6 +57,7 @@ def elbo(
     x_0: Any,
     times: Tensor,
     *,
+    prior: Start | None = None,
     generator: Randomness = None,
 ) -> Bound:
     """The full bound on a grid, one network call per time.
@@ -58,10 +67,12 @@ def elbo(
         kernel: of the forward process; its `likelihood` decides whether the bound is on a density or a probability.
         x_0: data of B examples.
         times: grid (n + 1,) or (n + 1, B), see grids.
+        prior: of the state at times[0], for truncated processes; the kernel's by default.
         generator: draws x_t.
     """
     grid = unstack(check_times(times))
-    prior = kernel.marginal(x_0, grid[0]).kl(kernel.prior(x_0))
+    first = kernel.marginal(x_0, grid[0])
+    mismatch = first.kl(kernel.prior(x_0)) if prior is None else prior.kl_from(first, generator)
     gaps: list[Tensor] = []
     for t, s in zip(grid[:-2], grid[1:-1], strict=True):
         x_t = kernel.marginal(x_0, t).sample(generator)
@@ -69,7 +80,7 @@ def elbo(
     t = grid[-2]
     x_t = kernel.marginal(x_0, t).sample(generator)
     reconstruction = -kernel.likelihood(denoise(x_t, t), t).log_prob(x_0)
-    return Bound(prior, torch.stack(gaps) if gaps else prior.new_zeros(0, len(prior)), reconstruction)
+    return Bound(mismatch, torch.stack(gaps) if gaps else mismatch.new_zeros(0, len(mismatch)), reconstruction)
 
 
 def bits_per_dim(nats: Tensor, dims: Tensor, log_det: float | Tensor = 0.0) -> Tensor:

@@ -37,7 +37,7 @@ class Belief:
 
     Args:
         mean: of x_0.
-        spread: one number, or one per element in the shape of the mean.
+        spread: one number, one per example (B,), or one per element in the shape of the mean.
     """
 
     def __init__(self, mean: Tensor, spread: float | Tensor = 0.0):
@@ -143,7 +143,7 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
             return law
         (_, sigma_s), (_, sigma_t) = self._marginal(s), self._marginal(t)
         ratio = sigma_t / sigma_s  # of the largest to the smallest scale
-        if isinstance(belief.spread, float):
+        if not isinstance(belief.spread, Tensor) or belief.spread.ndim == 1 < x_t.ndim:
             return Normal(law.mean, law.scale * ratio**belief.spread, self.noise)
         log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log().reshape(-1)
         widened = torch.exp(belief.spread * self.noise.spread(log_ratio, x_t))
