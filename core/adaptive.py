@@ -92,7 +92,7 @@ def adaptive(
                 raise ArgumentError("rtol, atol", (rtol, atol), f"tolerances that max_steps = {max_steps} steps meet")
             attempts += 1
             if slope is None or step is None:
-                slope = flow.slope(kernel.combine((flow.place(here)[1], y)), here)
+                slope = flow.slope(y, here)
                 step = flow.first_step(y, slope)
             h = torch.minimum(step, here - stop)
             new, new_slope, error = flow.attempt(y, slope, here, h)
@@ -128,12 +128,12 @@ class Flow:
         alpha, sigma = self.kernel.schedule(t)
         return t, alpha + sigma
 
-    def slope(self, x: Tensor, u: Tensor) -> Tensor:
-        """dy/du at the state x at u: (x/k - m)/u."""
+    def slope(self, y: Tensor, u: Tensor) -> Tensor:
+        """dy/du = (y - m)/u."""
         t, k = self.place(u)
-        self.belief = self.denoise(x, t)
+        self.belief = self.denoise(self.kernel.combine((k, y)), t)
         self.calls += 1
-        return self.kernel.combine((1 / (k * u), x), *self.belief.times(-1 / u))
+        return self.kernel.combine((1 / u, y), *self.belief.times(-1 / u))
 
     @torch.no_grad()
     def length(self, y: Tensor) -> Tensor:
@@ -152,8 +152,7 @@ class Flow:
         for place, weights in zip(PLACES[1:], STAGES[1:], strict=True):
             moves = [(-h * weight, p) for weight, p in zip(weights, slopes, strict=True) if weight]
             new = self.kernel.combine((1.0, y), *moves)
-            there = u - place * h
-            slopes.append(self.slope(self.kernel.combine((self.place(there)[1], new)), there))
+            slopes.append(self.slope(new, u - place * h))
         wrong = self.length(
             self.kernel.combine(*((h * weight, p) for weight, p in zip(ERROR, slopes, strict=True) if weight))
         )
