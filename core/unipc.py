@@ -102,7 +102,7 @@ def predictor_corrector_rows(
     corrected = [extra(corrected[0]), extra(corrected[1] - whole), *map(extra, corrected[2:])]
 
     halved = torch.where(fit, alpha[1:] * scale(h) / 2, 0)
-    count = sum(there.long() for there in usable)
+    count = torch.stack(usable).sum(0)
     if order > 1:
         lean = halved * h / torch.where(usable[1], lagged(half, 0) - lagged(half, 1), 1)
         for lag, sign in ((0, 1), (1, -1)):

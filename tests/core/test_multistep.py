@@ -39,6 +39,7 @@ from polydiff.core.unipc import bh1, bh2, unipc
 from tests.problems import Clouds, GaussianData, MixtureData
 
 DATA = GaussianData.standard()
+SCHEDULERS: Any = diffusers
 DDPM = Tabulated.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 SCHEDULES = {"linear": LinearBeta(), "cosine": Cosine(), "exploding": VarianceExploding(0.05, 20.0)}
 SPACES = {name: getattr(multistep, name) for name in ("data", "noise", "straight", "angular")}
@@ -282,7 +283,7 @@ def published(
 
 
 MULTISTEP = partial(
-    diffusers.DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", final_sigmas_type="zero", euler_at_final=False
+    SCHEDULERS.DPMSolverMultistepScheduler, algorithm_type="dpmsolver++", final_sigmas_type="zero", euler_at_final=False
 )
 PUBLISHED: dict[str, tuple[Callable[..., Any], Sampler, int]] = {
     "dpm++1": (partial(MULTISTEP, solver_order=1), dpm_solver_pp_1s, 10),
@@ -296,7 +297,7 @@ PUBLISHED: dict[str, tuple[Callable[..., Any], Sampler, int]] = {
     "dpm++3m, long": (partial(MULTISTEP, solver_order=3), partial(dpm_solver_pp_3m, taper=False), 20),
     **{
         f"deis-{order}": (
-            partial(diffusers.DEISMultistepScheduler, solver_order=order),
+            partial(SCHEDULERS.DEISMultistepScheduler, solver_order=order),
             partial(deis, clock=half_log_snr, order=order, taper=True),
             9,
         )
@@ -304,7 +305,7 @@ PUBLISHED: dict[str, tuple[Callable[..., Any], Sampler, int]] = {
     },
     **{
         f"unipc-{order}-{name}": (
-            partial(diffusers.UniPCMultistepScheduler, solver_order=order, solver_type=name, final_sigmas_type="zero"),
+            partial(SCHEDULERS.UniPCMultistepScheduler, solver_order=order, solver_type=name, final_sigmas_type="zero"),
             partial(unipc, order=order, scale=scale),
             9,
         )
@@ -339,7 +340,7 @@ def test_parity_with_singlestep_diffusers() -> None:
     kernel, data = Gaussian(LinearBeta()), MixtureData()
     half = torch.linspace(-4, 3, 7, dtype=torch.float64)
     times = torch.cat([kernel.schedule.inverse(2 * half), torch.zeros(1, dtype=torch.float64)])
-    scheduler = diffusers.DPMSolverSinglestepScheduler(
+    scheduler = SCHEDULERS.DPMSolverSinglestepScheduler(
         algorithm_type="dpmsolver++", solver_order=2, lower_order_final=True, final_sigmas_type="zero"
     )
     alpha, sigma = kernel.schedule(times)

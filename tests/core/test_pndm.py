@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import pytest
@@ -21,6 +22,7 @@ from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, Schedule, Tabulated
 from tests.problems import GaussianData, MixtureData
 
+SCHEDULERS: Any = diffusers
 DDPM = Tabulated.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 DATA = MixtureData()
 
@@ -33,7 +35,7 @@ def noise(count: int = 12) -> Tensor:
 def test_parity_with_diffusers(warm_up: bool) -> None:
     """Leading indices 900 ... 0 and alpha-bar = 1 at the end; their table of alpha-bar set to ours in float64."""
     kernel, denoise = Gaussian(DDPM), DATA.denoise(Gaussian(DDPM))
-    scheduler = diffusers.PNDMScheduler(skip_prk_steps=not warm_up, set_alpha_to_one=True)
+    scheduler = SCHEDULERS.PNDMScheduler(skip_prk_steps=not warm_up, set_alpha_to_one=True)
     scheduler.alphas_cumprod = torch.tensor(DDPM.alphas_bar, dtype=torch.float64)
     scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
     scheduler.set_timesteps(10)
