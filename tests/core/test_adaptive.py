@@ -142,6 +142,20 @@ def test_the_norm_is_that_of_the_noise_law() -> None:
     assert len(counts[0]) == len(counts[1])
 
 
+def test_the_norm_is_a_mean_over_dimensions() -> None:
+    """A state that holds the same thing four times takes the same steps."""
+    kernel, counts = Gaussian(LinearBeta()), []
+    x, exact = start(kernel, 3), DATA.denoise(kernel)
+
+    def each(x: Tensor, t: Time) -> Belief:
+        return Belief(torch.cat([exact(part, t).mean for part in x.split(3, 1)], 1))
+
+    for state in (x, x.repeat(1, 4)):
+        counts.append([])
+        last(adaptive(counted(each, counts[-1]), kernel, state, STOPS, rtol=0.0, atol=1e-5))
+    assert len(counts[0]) == len(counts[1])
+
+
 def test_bad_tolerances_and_networks_are_named() -> None:
     kernel = Gaussian(Cosine())
     x, denoise = start(kernel, 2), DATA.denoise(Gaussian(Cosine()))

@@ -226,6 +226,17 @@ def test_calls_and_times(name: str) -> None:
     assert calls[0] == 1.0
 
 
+def test_singlestep_wastes_no_call_where_there_is_no_middle() -> None:
+    kernel, calls = Gaussian(Cosine()), []
+
+    def denoise(x: Tensor, t: Time) -> Belief:
+        calls.append(t)
+        return DATA.denoise(kernel)(x, t)
+
+    last(dpm_solver_pp_2s(denoise, kernel, start(kernel, 2), grids.uniform(7)))
+    assert len(calls) == 2 * 7 - 2
+
+
 def test_order_one_is_ddim_and_euler() -> None:
     kernel = Gaussian(Cosine())
     x, times, denoise = start(kernel, 3), grids.uniform(7), DATA.denoise(kernel)
