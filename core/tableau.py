@@ -14,6 +14,7 @@ States and beliefs are dropped after the last row that reads them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def follow(
         generator: one, or a list with one per example; draws the noise.
     """
     state_uses, belief_uses = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
-    repeated = {j for j in belief_uses if sum(j == k for row in rows for k, _ in row.beliefs) > 1}
+    repeated = {j for j, uses in Counter(j for row in rows for j, _ in row.beliefs).items() if uses > 1}
     states: dict[int, Tensor] = {0: x}
     beliefs: dict[int, Belief] = {}
     calls, belief = 0, None
