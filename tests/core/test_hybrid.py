@@ -89,10 +89,10 @@ def test_the_simple_part_is_denoising_and_the_weight_is_a_weight(name: str) -> N
     make, times = SETTINGS[name]
     kernel = make()
     denoiser = GaussianDenoiser(TwoHeads(), kernel.schedule, denoisers.edm(0.7), learned_range=True)
-    batch, options = {"x_0": DATA.sample(64, seeded(0))}, {"weight": objectives.velocity}
+    batch, weight = {"x_0": DATA.sample(64, seeded(0))}, objectives.velocity
     generators = lambda: example_generators(0, 1, range(64))  # noqa: E731
     plain = Denoising(denoiser, kernel, objectives.velocity, on_grid(times))(batch, generators())
-    none, once, twice = (Hybrid(denoiser, kernel, times, w, **options)(batch, generators()) for w in (0.0, 0.1, 0.2))
+    none, once, twice = (Hybrid(denoiser, kernel, times, w, weight)(batch, generators()) for w in (0.0, 0.1, 0.2))
     torch.testing.assert_close(none, plain, rtol=1e-12, atol=0)
     torch.testing.assert_close(twice - plain, 2 * (once - plain), rtol=1e-7, atol=1e-9)
     part = Hybrid(denoiser, kernel, times)({"x_0": batch["x_0"][10:]}, generators()[10:])
@@ -208,12 +208,13 @@ def test_the_terms_are_those_of_the_next_grid_time() -> None:
 
 def test_bad_arguments_are_named() -> None:
     denoiser, kernel = GaussianDenoiser(nn.Identity(), Cosine()), Gaussian(Cosine())
-    for options, name in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"times": torch.tensor([1.0, 0.5])}, "times"),
         ({"times": torch.stack([grids.uniform(3)] * 2, 1)}, "times"),
         ({"times": grids.uniform(3), "bound_weight": -1.0}, "bound_weight"),
         ({"times": grids.uniform(3), "bound_weight": math.nan}, "bound_weight"),
-    ):
+    ]
+    for options, name in refused:
         with pytest.raises(ArgumentError, match=f"^{name}"):
             Hybrid(denoiser, kernel, **options)
     with pytest.raises(ArgumentError, match="^batch"):

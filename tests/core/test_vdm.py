@@ -104,7 +104,7 @@ def test_nothing_is_remembered_while_it_learns() -> None:
     kernel, x = Gaussian(schedule), torch.ones(2, 3, dtype=torch.float64)
     before = kernel.marginal(x, 0.5).mean, kernel.transition(x, 0.2, 0.5).mean
     with torch.no_grad():
-        schedule.gamma_0 += 2
+        schedule.gamma_0.add_(2)
     assert not torch.equal(kernel.marginal(x, 0.5).mean, before[0])
     assert not torch.equal(kernel.transition(x, 0.2, 0.5).mean, before[1])
 
@@ -311,7 +311,8 @@ def test_what_does_not_fit_is_named() -> None:
         VDM(GaussianDenoiser(nn.Identity(), LearnedSchedule()), Gaussian(schedule))
     with pytest.raises(ArgumentError, match="^batch"):
         VDM(GaussianDenoiser(nn.Identity(), schedule), Gaussian(schedule))({})
-    for options in ({"gamma_0": 5.0}, {"gamma_1": math.inf}, {"hidden": 0}, {"t_min": 0.0}):
+    refused: list[dict[str, Any]] = [{"gamma_0": 5.0}, {"gamma_1": math.inf}, {"hidden": 0}, {"t_min": 0.0}]
+    for options in refused:
         with pytest.raises(ArgumentError):
             LearnedSchedule(**options)
     with pytest.raises(ArgumentError, match="^exponents"):
