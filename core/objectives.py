@@ -161,6 +161,11 @@ class Denoising(nn.Module):
             batch: "x_0" and the conditions.
             generator: one, or a list with one per example; draws t, the noise and what is dropped.
         """
+        _, t, belief = self.look(batch, generator)
+        return self.loss(batch["x_0"], t, belief)
+
+    def look(self, batch: Mapping[str, Any], generator: Randomness = None) -> tuple[Any, Tensor, Any]:
+        """(x_t, t, belief): one look at a noisy batch; arguments as `forward`."""
         if not isinstance(batch, Mapping):
             raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
         missing = ({"x_0"} | self.drop.keys()) - batch.keys()
@@ -176,9 +181,13 @@ class Denoising(nn.Module):
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
             condition[name] = torch.where(rows, torch.as_tensor(null).to(condition[name]), condition[name])
         x_t = noisy(kernel, x_0, t, generator)
-        belief = self.denoiser(x_t, t, kernel, **condition)
-        error = kernel.error(x_0, belief, t)
-        return self.weight(schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
+        return x_t, t, self.denoiser(x_t, t, kernel, **condition)
+
+    def loss(self, x_0: Any, t: Tensor, belief: Any) -> Tensor:
+        """The weighted error of a belief per dimension, (B,)."""
+        error = self.kernel.error(x_0, belief, t)
+        schedule: Any = self.kernel.schedule
+        return self.weight(schedule, t).to(error) * error / self.kernel.dims(x_0).to(error).clamp_min(1)
 
 
 def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:
