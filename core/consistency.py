@@ -140,7 +140,7 @@ class Consistency(nn.Module):
 
     Args:
         denoiser: learns the consistency function, best by the reading `consistency`.
-        kernel: Gaussian, or any path.
+        kernel: Gaussian, or a path without latent noise.
         grid: number of intervals -> the grid (1, ..., t_min, 0) of that many intervals above t_min, for instance
             `lambda n: grids.karras(n + 1, schedule)`. The interval from t_min to 0 is not used.
         intervals: step -> number of intervals; see `curriculum`. A constant for distillation, 18 in Song et al. 2023.

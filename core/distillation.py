@@ -126,7 +126,7 @@ class Distillation(nn.Module):
     Args:
         denoiser: the student, which learns.
         teacher: `teacher(x_t, t, kernel, **condition)` -> belief; see `bound`, `Frozen`.
-        kernel: Gaussian, or any path: whose states are denoised, on which schedule.
+        kernel: Gaussian, or a path without latent noise: whose states are denoised, on which schedule.
         times: the teacher's grid (2 n + 1,); the student learns the n steps of `halved(times)`, each as often.
         weight: of the error of the target.
     """

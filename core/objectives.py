@@ -177,14 +177,14 @@ class Denoising(nn.Module):
             dropped = rand((count,), generator).to(condition[name].device) < probability
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
             condition[name] = torch.where(rows, torch.as_tensor(null).to(condition[name]), condition[name])
-        x_t = noisy(kernel, x_0, t, generator) if x_1 is None else kernel.interpolate(x_0, x_1, t, generator)
+        x_t = noisy(kernel, x_0, t, generator, x_1)
         belief = self.denoiser(x_t, t, kernel, **condition)
         error = kernel.error(x_0, belief, t)
         return self.weight(schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
 
 
-def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:
+def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness, x_1: Any = None) -> Any:
     """x_t from a kernel's marginal, or on a path between paired ends."""
     if isinstance(kernel, Path):
-        return kernel.interpolate(x_0, kernel.pair(x_0, generator), t, generator)
+        return kernel.interpolate(x_0, kernel.pair(x_0, generator) if x_1 is None else x_1, t, generator)
     return kernel.marginal(x_0, t).sample(generator)
