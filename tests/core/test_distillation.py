@@ -37,7 +37,7 @@ from tests.problems import Clouds, GaussianData, MixtureData
 DATA = GaussianData.standard()
 SCHEDULES = [LinearBeta(), Cosine(), SubVP(), RectifiedFlow(), VarianceExploding(), EDM()]
 OPTIONS = TrainingOptions(
-    steps=400, batch_size=128, learning_rate=3e-3, warmup=10, decay_to=0.05, ema=0.98, cpu=True, progress=False
+    steps=250, batch_size=128, learning_rate=4e-3, warmup=10, decay_to=0.05, ema=0.98, cpu=True, progress=False
 )
 
 
