@@ -64,8 +64,8 @@ class Path(nn.Module, ABC, Generic[X]):
     def error(self, x_0: X, belief: Any, t: Time) -> Tensor:
         """Loss of a belief, summed over an example's dimensions, (B,)."""
 
-    def interpolate(self, x_0: X, x_1: X, t: Tensor) -> X:
-        """x_t on the path between the two ends."""
+    def interpolate(self, x_0: X, x_1: X, t: Tensor, generator: Randomness = None) -> X:
+        """x_t on the path between the two ends; `generator` for paths that are noisy between given ends."""
         alpha_t, sigma_t = self.schedule(t)
         return self.combine((alpha_t, x_0), (sigma_t, x_1))
 

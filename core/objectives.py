@@ -158,7 +158,7 @@ class Denoising(nn.Module):
         """Per-example losses (B,).
 
         Args:
-            batch: "x_0" and the conditions.
+            batch: "x_0" and the conditions; on a path "x_1" too where the pairs are given (reflow).
             generator: one, or a list with one per example; draws t, the noise and what is dropped.
         """
         _, t, belief = self.look(batch, generator)
@@ -171,8 +171,10 @@ class Denoising(nn.Module):
         missing = ({"x_0"} | self.drop.keys()) - batch.keys()
         if missing:
             raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")
-        condition = {name: value for name, value in batch.items() if name != "x_0"}
-        x_0, kernel = batch["x_0"], self.kernel
+        condition = {name: value for name, value in batch.items() if name not in ("x_0", "x_1")}
+        x_0, x_1, kernel = batch["x_0"], batch.get("x_1"), self.kernel
+        if x_1 is not None and not isinstance(kernel, Path):
+            raise ArgumentError("batch", sorted(batch), "x_1 only where the kernel is a path")
         schedule: Any = kernel.schedule
         count = kernel.examples(x_0)
         t = self.times(schedule, count, generator)
@@ -180,7 +182,7 @@ class Denoising(nn.Module):
             dropped = rand((count,), generator).to(condition[name].device) < probability
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
             condition[name] = torch.where(rows, torch.as_tensor(null).to(condition[name]), condition[name])
-        x_t = noisy(kernel, x_0, t, generator)
+        x_t = noisy(kernel, x_0, t, generator, x_1)
         return x_t, t, self.denoiser(x_t, t, kernel, **condition)
 
     def loss(self, x_0: Any, t: Tensor, belief: Any) -> Tensor:
@@ -190,8 +192,8 @@ class Denoising(nn.Module):
         return self.weight(schedule, t).to(error) * error / self.kernel.dims(x_0).to(error).clamp_min(1)
 
 
-def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness) -> Any:
+def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness, x_1: Any = None) -> Any:
     """x_t from a kernel's marginal, or on a path between paired ends."""
     if isinstance(kernel, Path):
-        return kernel.interpolate(x_0, kernel.pair(x_0, generator), t)
+        return kernel.interpolate(x_0, kernel.pair(x_0, generator) if x_1 is None else x_1, t, generator)
     return kernel.marginal(x_0, t).sample(generator)
