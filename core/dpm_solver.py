@@ -27,10 +27,11 @@ from torch import Tensor
 from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import ddim_step, gauss_legendre, history, lagged, terms
+from .multistep import gauss_legendre, history, lagged, terms
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import Schedule
+from .spaces import ddim_step
 from .tableau import Row, follow
 
 __all__ = ["dpm_solver_pp_1s", "dpm_solver_pp_2m", "dpm_solver_pp_2s", "dpm_solver_pp_3m"]

@@ -23,9 +23,10 @@ from torch import Tensor
 from .gaussian import Belief, Gaussian
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import Clock, Space, half_log_snr, multistep_rows, noise
+from .multistep import multistep_rows
 from .randomness import Randomness
 from .sampling import Step, last, prepared
+from .spaces import Clock, Space, half_log_snr, noise
 from .tableau import Row, follow
 
 __all__ = ["encode", "interpolate", "slerp"]

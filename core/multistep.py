@@ -25,7 +25,6 @@ short first intervals to show: each has only the predictions so far, and the fir
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias
 
 import numpy
 import torch
@@ -38,118 +37,13 @@ from .kernel import Path, Time
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import Schedule
+from .spaces import Clock, Space, half_log_snr, noise, time
 from .tableau import Row, follow
 
-__all__ = [
-    "Clock",
-    "Space",
-    "angular",
-    "data",
-    "deis",
-    "exponential_adams_bashforth",
-    "half_log_snr",
-    "multistep_rows",
-    "noise",
-    "ratio",
-    "share",
-    "straight",
-    "time",
-]
+__all__ = ["deis", "exponential_adams_bashforth", "multistep_rows"]
 
 NODES = 24
 """Of the quadrature: rounding error for every interval of l up to 10."""
-
-Clock: TypeAlias = Callable[[Schedule, Tensor], Tensor]
-"""(schedule, half-log-SNR) -> the variable in which predictions are polynomials."""
-
-
-class Space(NamedTuple):
-    """A reading p of (x, m) with d(x/k) = p d phi. All functions are elementwise on float64 tensors."""
-
-    divisor: Callable[[Tensor, Tensor], Tensor]
-    """(alpha, sigma) -> k"""
-    phi: Callable[[Tensor], Tensor]
-    """half-log-SNR -> phi; infinite where the integral is"""
-    rate: Callable[[Tensor], Tensor]
-    """half-log-SNR l -> d phi/d l"""
-    reading: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """(alpha, sigma) -> weights of x and of m in p, sigma > 0"""
-    step: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    """(alpha_t, sigma_t, alpha_s, sigma_s) -> weights of x_t and m_t in x_s if p were constant, sigma_t > 0"""
-
-
-def ddim_step(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> tuple[Tensor, Tensor]:
-    """Constant m and constant eps give the same step, finite at both ends."""
-    return sigma_s / sigma_t, alpha_s - alpha_t * sigma_s / sigma_t
-
-
-def straight_step(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> tuple[Tensor, Tensor]:
-    k_t, k_s = alpha_t + sigma_t, alpha_s + sigma_s
-    change = sigma_s - sigma_t * k_s / k_t
-    return k_s / k_t + change / sigma_t, -change * k_t / sigma_t
-
-
-def angular_step(alpha_t: Tensor, sigma_t: Tensor, alpha_s: Tensor, sigma_s: Tensor) -> tuple[Tensor, Tensor]:
-    k_t, k_s = torch.hypot(alpha_t, sigma_t), torch.hypot(alpha_s, sigma_s)
-    change = k_s * (torch.atan2(sigma_s, alpha_s) - torch.atan2(sigma_t, alpha_t))
-    return k_s / k_t + change * alpha_t / (k_t * sigma_t), -change * k_t / sigma_t
-
-
-data = Space(
-    lambda alpha, sigma: sigma,
-    torch.exp,
-    torch.exp,
-    lambda alpha, sigma: (torch.zeros_like(alpha), torch.ones_like(alpha)),
-    ddim_step,
-)
-"""p = m."""
-
-noise = Space(
-    lambda alpha, sigma: alpha,
-    lambda half: torch.exp(-half),
-    lambda half: -torch.exp(-half),
-    lambda alpha, sigma: (1 / sigma, -alpha / sigma),
-    ddim_step,
-)
-"""p = eps."""
-
-straight = Space(
-    lambda alpha, sigma: alpha + sigma,
-    lambda half: torch.sigmoid(-half),
-    lambda half: -torch.sigmoid(half) * torch.sigmoid(-half),
-    lambda alpha, sigma: (1 / sigma, -(alpha + sigma) / sigma),
-    straight_step,
-)
-"""p = eps - m, the velocity of straight paths."""
-
-angular = Space(
-    torch.hypot,
-    lambda half: torch.atan(torch.exp(-half)),
-    lambda half: -0.5 / torch.cosh(half),
-    lambda alpha, sigma: (alpha / (sigma * torch.hypot(alpha, sigma)), -torch.hypot(alpha, sigma) / sigma),
-    angular_step,
-)
-"""p = (alpha eps - sigma m)/sqrt(alpha^2 + sigma^2), the v of variance-preserving schedules."""
-
-
-def half_log_snr(schedule: Schedule, half: Tensor) -> Tensor:
-    """l = log(alpha/sigma); infinite at both ends."""
-    return half
-
-
-def time(schedule: Schedule, half: Tensor) -> Tensor:
-    """t; finite at both ends."""
-    return schedule.inverse(2 * half)
-
-
-def ratio(schedule: Schedule, half: Tensor) -> Tensor:
-    """sigma/alpha; infinite at alpha = 0."""
-    return torch.exp(-half)
-
-
-def share(schedule: Schedule, half: Tensor) -> Tensor:
-    """sigma/(alpha + sigma); finite at both ends."""
-    return torch.sigmoid(-half)
 
 
 def exponential_adams_bashforth(

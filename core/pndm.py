@@ -29,10 +29,11 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import ddim_step, lagged, noise, terms
+from .multistep import lagged, terms
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import Schedule
+from .spaces import ddim_step, noise
 from .tableau import Row, follow
 
 __all__ = ["f_pndm", "pndm"]

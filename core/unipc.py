@@ -28,9 +28,10 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import data, ddim_step, integrals, lagged, quadrature, terms
+from .multistep import integrals, lagged, quadrature, terms
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
+from .spaces import data, ddim_step
 from .tableau import Row, follow
 
 __all__ = ["bh1", "bh2", "unipc"]

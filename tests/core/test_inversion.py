@@ -13,12 +13,13 @@ from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.inversion import angles, encode, interpolate, slerp
 from polydiff.core.kernel import Time
-from polydiff.core.multistep import data, exponential_adams_bashforth, share, straight
+from polydiff.core.multistep import exponential_adams_bashforth
 from polydiff.core.noise import Centred, Diagonal
 from polydiff.core.ode import heun
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
+from polydiff.core.spaces import data, share, straight
 from tests.problems import Clouds, GaussianData
 
 DATA = GaussianData.standard()

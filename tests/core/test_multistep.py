@@ -14,7 +14,7 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from polydiff.core import grids, multistep
+from polydiff.core import grids, spaces
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import (
     belief_rows,
@@ -28,13 +28,14 @@ from polydiff.core.dpm_solver import (
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.multistep import deis, exponential_adams_bashforth, half_log_snr, multistep_rows, ratio, share, time
+from polydiff.core.multistep import deis, exponential_adams_bashforth, multistep_rows
 from polydiff.core.noise import Centred, Diagonal
 from polydiff.core.ode import euler, heun
 from polydiff.core.pndm import f_pndm, pndm
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import Step, last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, Tabulated, VarianceExploding
+from polydiff.core.spaces import half_log_snr, ratio, share, time
 from polydiff.core.unipc import bh1, bh2, unipc
 from tests.problems import Clouds, GaussianData, MixtureData
 
@@ -42,7 +43,7 @@ DATA = GaussianData.standard()
 SCHEDULERS: Any = diffusers
 DDPM = Tabulated.from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
 SCHEDULES = {"linear": LinearBeta(), "cosine": Cosine(), "exploding": VarianceExploding(0.05, 20.0)}
-SPACES = {name: getattr(multistep, name) for name in ("data", "noise", "straight", "angular")}
+SPACES = {name: getattr(spaces, name) for name in ("data", "noise", "straight", "angular")}
 CLOCKS = {clock.__name__: clock for clock in (half_log_snr, time, ratio, share)}
 
 Sampler = Callable[..., Iterator[Step[Tensor]]]
@@ -54,9 +55,9 @@ SOLVERS: dict[str, tuple[Sampler, int]] = {
     "dpm++3m, whole": (partial(dpm_solver_pp_3m, curvature=1.0), 3),
     "deis": (deis, 3),
     "deis, log-snr": (partial(deis, clock=half_log_snr), 3),
-    "straight 3": (partial(exponential_adams_bashforth, space=multistep.straight, clock=share, order=3), 3),
-    "angular 2": (partial(exponential_adams_bashforth, space=multistep.angular, clock=time, order=2), 2),
-    "data 4": (partial(exponential_adams_bashforth, space=multistep.data, order=4), 4),
+    "straight 3": (partial(exponential_adams_bashforth, space=spaces.straight, clock=share, order=3), 3),
+    "angular 2": (partial(exponential_adams_bashforth, space=spaces.angular, clock=time, order=2), 2),
+    "data 4": (partial(exponential_adams_bashforth, space=spaces.data, order=4), 4),
     "pndm": (pndm, 2),
     "f-pndm": (f_pndm, 2),
     "unipc-1": (partial(unipc, order=1), 2),
@@ -143,7 +144,7 @@ def test_predictions_that_are_parabolas_are_integrated_exactly(schedule: Schedul
 def test_the_last_interval_of_deis_reaches_zero_with_its_order() -> None:
     """eps-space, t clock: the weights of the interval to sigma = 0 are those of scipy's quadrature in sigma/alpha."""
     schedule, times = RectifiedFlow(), torch.tensor([0.8, 0.5, 0.2, 0.0], dtype=torch.float64)
-    row = multistep_rows(times, schedule, multistep.noise, time, 3, taper=False)[-1]
+    row = multistep_rows(times, schedule, spaces.noise, time, 3, taper=False)[-1]
     nodes = [0.2, 0.5, 0.8]
     for j, (place, weight) in enumerate(row.beliefs):
         others = [t for m, t in enumerate(nodes) if m != j]
@@ -242,10 +243,10 @@ def test_order_one_is_ddim_and_euler() -> None:
     x, times, denoise = start(kernel, 3), grids.uniform(7), DATA.denoise(kernel)
     one = partial(exponential_adams_bashforth, denoise, kernel, x, times, order=1)
     expected = last(ddim(denoise, kernel, x, times))
-    for run in (one(space=multistep.data), one(space=multistep.noise), dpm_solver_pp_1s(denoise, kernel, x, times)):
+    for run in (one(space=spaces.data), one(space=spaces.noise), dpm_solver_pp_1s(denoise, kernel, x, times)):
         torch.testing.assert_close(last(run), expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(
-        last(one(space=multistep.straight)), last(euler(denoise, kernel, x, times)), rtol=1e-11, atol=1e-11
+        last(one(space=spaces.straight)), last(euler(denoise, kernel, x, times)), rtol=1e-11, atol=1e-11
     )
 
 
@@ -255,7 +256,7 @@ def test_whole_curvature_is_the_exact_integral() -> None:
     alpha, sigma = schedule(times)
     half, usable = past(times, alpha, sigma, 3, True)
     table = belief_rows(times, alpha, sigma, parabola(half, alpha, usable, 1.0))
-    rows = multistep_rows(times, schedule, multistep.data, half_log_snr, 3)
+    rows = multistep_rows(times, schedule, spaces.data, half_log_snr, 3)
     for row, other in list(zip(rows, table, strict=True))[2:8]:
         assert len(row.beliefs) == 3
         assert dict(row.beliefs) == pytest.approx(dict(other.beliefs), rel=1e-10)
@@ -301,7 +302,7 @@ PUBLISHED: dict[str, tuple[Callable[..., Any], Sampler, int]] = {
     "dpm++2m": (partial(MULTISTEP, solver_order=2), dpm_solver_pp_2m, 10),
     "dpm++2m, heun": (
         partial(MULTISTEP, solver_order=2, solver_type="heun"),
-        partial(exponential_adams_bashforth, space=multistep.data, order=2),
+        partial(exponential_adams_bashforth, space=spaces.data, order=2),
         10,
     ),
     "dpm++3m": (partial(MULTISTEP, solver_order=3), dpm_solver_pp_3m, 10),
