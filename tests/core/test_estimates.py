@@ -96,7 +96,7 @@ def test_examples_do_not_couple_and_one_interval_has_no_gaps() -> None:
     assert bool(alone.total.isfinite().all())
 
 
-@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), RectifiedFlow(), VarianceExploding()], ids=repr)
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), RectifiedFlow(), VarianceExploding(t_min=0.01)], ids=repr)
 def test_the_continuous_integral(schedule: Schedule) -> None:
     """An error of |x_0|^2/(1 + SNR) costs 1/2 |x_0|^2 log (1 + SNR_low)/(1 + SNR_1), at whatever times it is met."""
     kernel, low = Gaussian(schedule), max(1e-3, schedule.t_min)
@@ -104,11 +104,11 @@ def test_the_continuous_integral(schedule: Schedule) -> None:
     snr = schedule.log_snr(torch.tensor([low, 1.0], dtype=torch.float64)).exp()
     expected = float(torch.log1p(snr[0]) - torch.log1p(snr[1]))
     for terms in (1, 3):
-        gaps = continuous_elbo(missing(kernel, 1.0), kernel, x_0, terms=terms, low=low, generator=seeded(0)).gaps
+        gaps = continuous_elbo(missing(kernel, 1.0), kernel, x_0, terms=terms, low=1e-3, generator=seeded(0)).gaps
         assert gaps.shape == (terms, 50)
         torch.testing.assert_close(gaps.sum(0), torch.full((50,), expected, dtype=torch.float64), rtol=1e-8, atol=0)
     # Another error, whose integral is (1 + SNR_1)^-1 - (1 + SNR_low)^-1: evenly spaced times integrate it well.
-    gaps = continuous_elbo(missing(kernel, 2.0), kernel, x_0, terms=400, low=low, generator=seeded(0)).gaps
+    gaps = continuous_elbo(missing(kernel, 2.0), kernel, x_0, terms=400, low=1e-3, generator=seeded(0)).gaps
     torch.testing.assert_close(
         gaps.sum(0), (1 / (1 + snr[1]) - 1 / (1 + snr[0])).expand(50), rtol=0.02, atol=0
     )  # fmt: skip
