@@ -88,6 +88,14 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
         zipped = zip(self._each(), mask, known, x, strict=True)
         return tuple(part.blend(m, k, y) for part, m, k, y in zipped)
 
+    def take(self, x: tuple[Any, ...], index: Tensor) -> tuple[Any, ...]:
+        return tuple(part.take(y, index) for part, y in zip(self._each(), x, strict=True))
+
+    def taken(self, index: Tensor, like: tuple[Any, ...]) -> Self:
+        view = own_view(self)
+        view.parts = nn.ModuleList(part.taken(index, y) for part, y in zip(self._each(), like, strict=True))
+        return view
+
     def error(self, x_0: tuple[Any, ...], belief: tuple[Any, ...], t: Time) -> Tensor:
         zipped = zip(self._each(), x_0, belief, strict=True)
         return total(part.error(y, b, t) for part, y, b in zipped)
