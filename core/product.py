@@ -16,6 +16,7 @@ from .errors import ArgumentError
 from .kernel import Kernel, Time
 from .noise import own_view
 from .randomness import Randomness
+from .schedules import Schedule
 
 __all__ = ["Product"]
 
@@ -43,6 +44,11 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
             part.given(**structure.get(name, {})) for name, part in zip(names, self._each(), strict=True)
         )
         return view
+
+    @property
+    def schedule(self) -> Schedule:
+        """The first part's: the one by which times are drawn and losses weighted; the parts keep their own."""
+        return self._each()[0].schedule
 
     def _each(self) -> list[Any]:
         return list(self.parts)
