@@ -1,9 +1,10 @@
 """The matrix method x domain: every method is run on the smallest real case of every domain.
 
 A method says what of the protocol its mathematics needs, as a type (`Kernel`: any process; `Path`: an interpolation;
-`Gaussian`: densities too; a noise law's class), and how it is run on a case. A cell is "n.a." where the case's kernel is
-not of that type, "ok" where the run ends with states that are finite, of the data's shape, in the kernel's space, and
-the same again from the same seed, or with what the method promises besides; anything else is "FAILED" with its reason.
+`Gaussian`: densities too; a noise law's class), and how it is run on a case. A cell is "n.a." where the case's kernel
+is not of that type, "ok" where the run ends with states that are finite, of the data's shape, in the kernel's space,
+and the same again from the same seed, or with what the method promises besides; anything else is "FAILED", with its
+reason.
 Nothing about cells is kept by hand. Samplers and weights join from their tables in `methods`, others by one entry here,
 domains by their `tiny.case()`.
 """
@@ -122,11 +123,12 @@ def denoise(case: Case) -> Callable[[Any, Any], Any]:
 
 
 def half(case: Case, x: Any) -> Any:
-    """A mask that is True on every other element (row, for clouds) of every part of a state."""
+    """A mask that is True on every other element (row, for clouds) of every part of a state; examples as in states."""
     if isinstance(x, tuple):
         return tuple(half(case, part) for part in x)
-    rows = len(x) != case.kernel.examples(case.x_0)
-    return torch.arange(len(x)) % 2 == 0 if rows else torch.arange(x[0].numel()).reshape(x[0].shape) % 2 == 0
+    if len(x) != case.kernel.examples(case.x_0):
+        return (torch.arange(len(x)) % 2 == 0).unsqueeze(1)
+    return (torch.arange(x[0].numel()).reshape(x[0].shape) % 2 == 0).expand_as(x)
 
 
 def run_twice(case: Case, run: Callable[[Case, Any, list[torch.Generator]], Any]) -> Any:
@@ -209,9 +211,8 @@ def check_kept(case: Case, mask: Any, x: Any) -> None:
 
 def filtered(case: Case) -> None:
     """The particle method with three particles for every example."""
-    count = case.kernel.examples(case.x_0)
-    many = repeated(case, 3)
-    mask = half(many, many.x_0)
+    many, index = repeated(case, 3)
+    mask = case.kernel.take(half(case, case.x_0), index)
     known: dict[str, Any] = {"known": many.x_0, "mask": mask, "particles": 3}
     draw = run_twice(
         many,
@@ -220,11 +221,13 @@ def filtered(case: Case) -> None:
         ),
     )
     check_kept(many, mask, draw)
-    check(many.kernel.examples(draw) == 3 * count, "particles were lost")
 
 
-def repeated(case: Case, times: int) -> Case:
-    """The case with every example repeated; of the condition, what has a row for every example or row of x_0."""
+def repeated(case: Case, times: int) -> tuple[Case, Tensor]:
+    """The case with every example repeated, and which example each is.
+
+    Of the condition, what has one entry for every example, or for every row of x_0, is repeated too.
+    """
     kernel, count = case.kernel, case.kernel.examples(case.x_0)
     index = torch.arange(count).repeat_interleave(times)
 
@@ -236,7 +239,8 @@ def repeated(case: Case, times: int) -> Case:
         return kernel.take(value, index) if isinstance(case.x_0, Tensor) and len(value) == len(case.x_0) else value
 
     condition = {name: repeat(value) for name, value in case.condition.items()}
-    return Case(case.name, kernel.taken(index, case.x_0), case.denoiser, kernel.take(case.x_0, index), condition)
+    view, x_0 = kernel.taken(index, case.x_0), kernel.take(case.x_0, index)
+    return Case(case.name, view, case.denoiser, x_0, condition), index
 
 
 def edited(case: Case) -> None:
