@@ -152,7 +152,7 @@ def particle_inpaint(
         twist = kernel.likelihood(belief, t).log_prob(known, mask).to(torch.float64).reshape(-1, particles)
         # At alpha_t = 0 nothing is seen of x_0 and every density is 0; so it is for what the model rules out.
         best = twist.amax(1, keepdim=True)
-        twist = torch.where(best.isfinite(), twist - best, 0.0)
+        twist = torch.where(best.isfinite(), twist, 0.0)
         if log_weights is None:
             log_weights = torch.zeros_like(twist)
         concluding = s is grid[-1]

@@ -138,7 +138,7 @@ def run_twice(case: Case, run: Callable[[Case, Any, list[torch.Generator]], Any]
         own = generators(case)
         results.append(run(case, case.kernel.prior(case.x_0).sample(own), own))
     check_state(case, results[0])
-    check_equal(*results, "another state from the same seed")
+    check_equal(results[0], results[1], "another state from the same seed")
     return results[0]
 
 

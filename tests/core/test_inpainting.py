@@ -136,7 +136,7 @@ def test_all_known_gives_it_back_and_nothing_known_is_ancestral_sampling(name: s
     x = case.kernel.prior(case.x_0).sample(seeded(1))
 
     def run(value: bool | None, resamples: int, generator: Any, step: int = -1) -> Any:
-        options = {"known": case.x_0, "mask": masks(case.x_0, value), "jump": 1, "resamples": resamples}
+        options: dict[str, Any] = {"known": case.x_0, "mask": masks(case.x_0, value), "jump": 1, "resamples": resamples}
         return list(repaint(denoise, case.kernel, x, times, generator=generator, **options))[step].x
 
     assert torch.allclose(flat(run(True, 2, seeded(2))), flat(case.x_0), atol=1e-12)
@@ -227,6 +227,8 @@ def test_particles_reach_the_conditional_law_of_the_chain_on_a_coarse_grid() -> 
         each = drawn[:, 1].reshape(problems, particles)
         errors.append(abs(float(each.mean()) - mean) / math.sqrt(variance))
         if particles == 256:
+            # Pooled, 3.5 standard errors; forgetting the twist of those selected costs 0.1 to 0.24.
+            assert errors[-1] < 0.06
             first = each[:, 0]  # one draw of each problem
             assert abs(float(first.mean()) - mean) < 4 * math.sqrt(variance / problems)
             assert abs(float(first.var()) / variance - 1) < 4 * math.sqrt(2 / problems)
@@ -239,7 +241,13 @@ def test_particles_reach_the_conditional_law_of_the_chain_on_a_coarse_grid() -> 
 def test_repaint_puts_the_known_part_at_its_own_noise() -> None:
     kernel, count = Gaussian(schedules.Cosine()), 4000
     x = torch.randn(count, 3, generator=seeded(0), dtype=torch.float64)
-    options = {"known": Y.expand_as(x), "mask": KNOWN, "jump": 1, "resamples": 2, "generator": seeded(1)}
+    options: dict[str, Any] = {
+        "known": Y.expand_as(x),
+        "mask": KNOWN,
+        "jump": 1,
+        "resamples": 2,
+        "generator": seeded(1),
+    }
     steps = list(repaint(DATA.denoise(kernel), kernel, x, even(5), **options))
     assert [step.t for step in steps] == [float(even(5)[place]) for place in jumps(5, 1, 2)[1:]]
     for step in steps[:-1]:
@@ -256,7 +264,13 @@ def test_jumps_keep_the_law_and_bring_the_parts_together() -> None:
     x = torch.randn(count, 3, generator=seeded(0), dtype=torch.float64)
 
     def run(mask: Tensor, resamples: int) -> Tensor:
-        options = {"known": Y.expand_as(x), "mask": mask, "jump": 5, "resamples": resamples, "generator": seeded(1)}
+        options: dict[str, Any] = {
+            "known": Y.expand_as(x),
+            "mask": mask,
+            "jump": 5,
+            "resamples": resamples,
+            "generator": seeded(1),
+        }
         return last(repaint(DATA.denoise(kernel), kernel, x, even(50), **options))
 
     free = run(torch.tensor(False), 3)
@@ -282,7 +296,7 @@ def test_particles_beat_repaint_on_correlated_normal_data(each: bool) -> None:
         repaint(DATA.denoise(kernel), kernel, x, columns(2000), known=Y.expand_as(x), mask=KNOWN, generator=seeded(1))
     )[:, 1]
     x = torch.randn(problems * 64, 3, generator=seeded(0), dtype=torch.float64)
-    options = {"known": Y.expand_as(x), "mask": KNOWN, "particles": 64}
+    options: dict[str, Any] = {"known": Y.expand_as(x), "mask": KNOWN, "particles": 64}
     ours = last(particle_inpaint(DATA.denoise(kernel), kernel, x, columns(len(x)), generator=seeded(1), **options))[
         :, 1
     ]
@@ -348,7 +362,7 @@ def test_problems_do_not_affect_each_other() -> None:
     def run(known: Tensor, positions: range) -> Tensor:
         own = example_generators(0, 0, positions)
         x = kernel.prior(known).sample(own)
-        options = {"known": known, "mask": KNOWN, "particles": K, "generator": own}
+        options: dict[str, Any] = {"known": known, "mask": KNOWN, "particles": K, "generator": own}
         return last(particle_inpaint(DATA.denoise(kernel), kernel, x, times, **options))
 
     together = run(known, range(3 * K))
@@ -366,21 +380,23 @@ def test_clouds_keep_the_known_shape_and_their_centre() -> None:
     many, known = kernel.taken(index, x_0), kernel.take(x_0, index)
     mask = kernel.take(torch.arange(len(x_0)) % 3 > 0, index)
     denoise = clouds.denoise(many)
-    options = {"known": known, "mask": mask, "generator": seeded(2)}
+    options: dict[str, Any] = {"known": known, "mask": mask, "generator": seeded(2)}
     x = many.prior(known).sample(seeded(3))
     law: Any = many.noise
     shape = law.part(mask)
-    for sampler, more in ((repaint, {"jump": 2, "resamples": 3}), (particle_inpaint, {"particles": K})):
-        for step in sampler(denoise, many, x, even(6), **options, **more):  # pyright: ignore[reportCallIssue]
-            assert torch.allclose(many.project(step.x), step.x, atol=1e-12)
-        assert torch.allclose(shape.project(step.x), shape.project(known), atol=1e-12)  # pyright: ignore[reportPossiblyUnboundVariable]
+    runs: Any = ((repaint, {"jump": 2, "resamples": 3}), (particle_inpaint, {"particles": K}))
+    for sampler, more in runs:
+        steps = list(sampler(denoise, many, x, even(6), **options, **more))
+        assert all(torch.allclose(many.project(step.x), step.x, atol=1e-12) for step in steps)
+        assert torch.allclose(shape.project(steps[-1].x), shape.project(known), atol=1e-12)
 
 
 def test_arguments_are_checked_first() -> None:
     kernel, x = Gaussian(schedules.Cosine()), torch.zeros(4, 3, dtype=torch.float64)
     denoise = DATA.denoise(kernel)
     common: dict[str, Any] = {"known": x, "mask": KNOWN}
-    for wrong in ({"particles": 3}, {"particles": 0}, {"particles": 2, "threshold": 1.5}):
+    wrongs: list[dict[str, Any]] = [{"particles": 3}, {"particles": 0}, {"particles": 2, "threshold": 1.5}]
+    for wrong in wrongs:
         with pytest.raises(ArgumentError):
             next(particle_inpaint(denoise, kernel, x, even(3), **common, **wrong))
     with pytest.raises(ArgumentError, match="known"):

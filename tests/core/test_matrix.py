@@ -54,7 +54,8 @@ class Parts(Denoiser[Any, Any]):
         return (t,)
 
     def read(self, x_t: Any, t: Any, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]) -> Any:
-        both: Any = zip(self.network, kernel.parts, x_t, strict=True)
+        parts: Any = self.network
+        both: Any = zip(parts, kernel.parts, x_t, strict=True)
         return tuple(denoiser.given(part)(x, t) for denoiser, part, x in both)
 
 
