@@ -7,6 +7,7 @@ torch, and a module per command (`train`, …) whose `main(options)` does the wo
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -16,6 +17,8 @@ from ..core.commands import run
 __all__ = ["COMMANDS", "DOMAINS", "main"]
 
 DOMAINS = ("vision",)
+
+METHODS = "run every method of the core on the smallest case of every domain, and print what works"
 
 COMMANDS = {
     "train": "train a model on a data set or on your own files",
@@ -30,6 +33,7 @@ examples:
   polydiff train vision --data fashion-mnist --out runs/first   train on a real data set
   polydiff train vision --out runs/first --resume               go on where that run stopped
   polydiff sample vision --model runs/first --count 16          draw from it
+  polydiff methods                                              what works in which domain, by running it
 
 Options in full: polydiff COMMAND DOMAIN --help. An error is one line; --traceback shows where it came from.
 """
@@ -82,13 +86,37 @@ def _parser() -> argparse.ArgumentParser:
         )
         for domain in DOMAINS:
             domains.add_parser(domain, help=_summary(domain), add_help=False, allow_abbrev=False)
+    methods = commands.add_parser(
+        "methods",
+        usage="polydiff methods [--domain DOMAIN] [--markdown]",
+        description=f"{METHODS[0].upper()}{METHODS[1:]}.",
+        help=METHODS,
+        epilog="Exit status 1 if a method fails where its mathematics holds.",
+        allow_abbrev=False,
+    )
+    methods.add_argument("--domain", choices=DOMAINS, help="this domain only")
+    methods.add_argument("--markdown", action="store_true", help="as a Markdown table")
     return parser
+
+
+def _methods(domain: str | None, markdown: bool) -> int:
+    """Prints the matrix method x domain; the exit status."""
+    matrix = import_module(_package("core.matrix"))
+    domains = DOMAINS if domain is None else (domain,)
+    cells = matrix.evaluate({name: import_module(_package(f"{name}.tiny")).case for name in domains})
+    print(matrix.table(cells, markdown))
+    return int(any(one.status == "FAILED" for one in cells))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `polydiff` command; ends the process with the status that `core.commands.run` documents."""
-    found, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    found, rest = parser.parse_known_args(arguments)
     command, domain = found.command, found.domain
+    if command == "methods":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        sys.exit(_methods(domain, found.markdown))
     kind = getattr(import_module(_package(f"{domain}.options")), command.capitalize())
 
     def work(options: Any) -> None:

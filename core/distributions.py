@@ -32,8 +32,8 @@ class Distribution(Protocol[X]):
         """One draw for every example."""
         ...
 
-    def log_prob(self, x: X) -> Tensor:
-        """log density or probability in nats, shape (B,)."""
+    def log_prob(self, x: X, mask: Any = None) -> Tensor:
+        """log density or probability in nats, shape (B,); with a mask (as in `Kernel.blend`) of the part where True."""
         ...
 
     def kl(self, other: Any) -> Tensor:
@@ -50,8 +50,11 @@ class Normal:
     def sample(self, generator: Randomness = None) -> Tensor:
         return self.noise.combine((1.0, self.mean), (self.scale, self.noise.draw(self.mean, generator)))
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """-inf for x off the law's support."""
+        if mask is not None:
+            part = self.noise.part(mask)
+            return Normal(part.project(self.mean), self.scale, part).log_prob(part.project(x))
         error = self.noise.combine((1.0, x), (-1.0, self.mean))
         scale = per_example(self.scale, self.noise, x)
         dof = self.noise.dof(x)
@@ -82,13 +85,13 @@ class Scaled:
         unit = self.noise.standard(self.mean, generator)
         return self.mean + self.deviation * unit
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """-inf where x differs from a mean without deviation."""
         there = self.deviation > 0
         deviation = torch.where(there, self.deviation, 1)
         terms = -(((x - self.mean) / deviation) ** 2 + (2 * math.pi * deviation**2).log()) / 2
         terms = torch.where(there, terms, torch.where(x == self.mean, 0.0, -math.inf))
-        return self.noise.total(terms)
+        return self.noise.total(masked_terms(terms, mask))
 
     def kl(self, other: Scaled) -> Tensor:
         """KL in nats; inf where only one of the two is random, or both are certain of different things."""
@@ -119,8 +122,8 @@ class Discrete:
         place = torch.searchsorted(cumulative, (u * cumulative[..., -1]).unsqueeze(-1), right=True)
         return place.squeeze(-1).clamp(max=self.log_probs.shape[-1] - 1)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        return by_example(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1))
+    def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return by_example(masked_terms(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1), mask))
 
     def kl(self, other: Discrete) -> Tensor:
         """Terms with p = 0 count 0; p > 0 where the other has 0 gives inf."""
@@ -142,8 +145,10 @@ class Joint:
     def sample(self, generator: Randomness = None) -> tuple[Any, ...]:
         return tuple(part.sample(generator) for part in self.parts)
 
-    def log_prob(self, x: tuple[Any, ...]) -> Tensor:
-        return total(part.log_prob(y) for part, y in zip(self.parts, x, strict=True))
+    def log_prob(self, x: tuple[Any, ...], mask: tuple[Any, ...] | None = None) -> Tensor:
+        """mask: one per part."""
+        masks = mask if mask is not None else (None,) * len(self.parts)
+        return total(part.log_prob(y, m) for part, y, m in zip(self.parts, x, masks, strict=True))
 
     def kl(self, other: Joint) -> Tensor:
         return total(mine.kl(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True))
@@ -152,6 +157,11 @@ class Joint:
 def total(terms: Iterable[Tensor]) -> Tensor:
     """The sum of an iterable of tensors (B,)."""
     return torch.stack(list(terms)).sum(0)
+
+
+def masked_terms(terms: Tensor, mask: Tensor | None) -> Tensor:
+    """Terms of the sum over elements, 0 where the mask is False."""
+    return terms if mask is None else torch.where(mask, terms, 0)
 
 
 def by_example(terms: Tensor) -> Tensor:

@@ -80,7 +80,13 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
         super().__init__()
         self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
         self._marginal = Memo(schedule, is_fixed(schedule))
+        self._relative = Memo(self._blur, is_fixed(schedule))
         self._between = Memo(self._coefficients, is_fixed(schedule))
+
+    def _blur(self, t: Tensor) -> tuple[Tensor, ...]:
+        """(sigma_t / alpha_t,), infinite where alpha_t = 0."""
+        alpha_t, sigma_t = self.schedule(t)
+        return (sigma_t / alpha_t,)
 
     def _coefficients(self, s: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         """(weight of x_t, weight of x_0, scale) of the posterior, (weight of x_s, scale) of the transition."""
@@ -155,15 +161,23 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
 
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""
-        alpha_t, sigma_t = self._marginal(t)
-        return Normal(belief.mean, sigma_t / alpha_t, self.noise)
+        (scale,) = self._relative(t)
+        return Normal(belief.mean, scale, self.noise)
 
     def conclude(self, belief: Belief, generator: Randomness = None) -> Tensor:
         return belief.mean
 
     def blend(self, mask: Tensor, known: Tensor, x: Tensor) -> Tensor:
-        """mask: bool, broadcastable to the states."""
-        return torch.where(mask, known, x)
+        """mask: bool, broadcastable to the states; for clouds one per row, and the known shape stays where x has it."""
+        return self.noise.blend(mask, known, x)
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.noise.take(x, index)
+
+    def taken(self, index: Tensor, like: Tensor) -> Self:
+        view = own_view(self)
+        view.noise = self.noise.taken(index, like)
+        return view
 
     def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
         """Squared error in the metric of the noise law, summed, (B,)."""

@@ -121,6 +121,14 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
     def error(self, x_0: X, belief: B, t: Time) -> Tensor:
         """Loss of a belief, summed over an example's dimensions, (B,): squared error, cross-entropy, their sums."""
 
+    def take(self, x: X, index: Tensor) -> X:
+        """The examples numbered by index (M,), repeats allowed, as a state of M examples."""
+        return x[index]  # pyright: ignore[reportIndexIssue]
+
+    def taken(self, index: Tensor, like: X) -> Self:
+        """This kernel for `take(like, index)`: bound to the structure of those examples."""
+        return self
+
     def reverse(self, x_t: X, belief: B, s: Time, t: Time) -> Distribution[X]:
         """p(x_s | x_t); default the posterior, overridden by learned variances."""
         return self.posterior(x_t, belief, s, t)

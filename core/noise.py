@@ -96,6 +96,22 @@ class Noise(nn.Module, ABC):
     def deviation(self, like: Tensor) -> Tensor:
         """Standard deviation of each element, like's shape; ArgumentError where elements are not independent."""
 
+    @abstractmethod
+    def part(self, mask: Tensor) -> Noise:
+        """The law of the elements where mask (bool, broadcastable to the states) is True."""
+
+    def blend(self, mask: Tensor, known: Tensor, x: Tensor) -> Tensor:
+        """known where mask is True, x elsewhere."""
+        return torch.where(mask, known, x)
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        """The examples numbered by index (M,), as a state of M examples."""
+        return x[index]
+
+    def taken(self, index: Tensor, like: Tensor) -> Self:
+        """This law bound to the structure of `take(like, index)`."""
+        return self
+
     def supports(self, x: Tensor, mean: Tensor) -> Tensor:
         """Whether x - mean lies on the support, up to the rounding of x and mean; (B,) bool."""
         error = x - mean
@@ -123,6 +139,9 @@ class Isotropic(Noise):
 
     def deviation(self, like: Tensor) -> Tensor:
         return torch.ones_like(like)
+
+    def part(self, mask: Tensor) -> Noise:
+        return Diagonal(torch.ones(())).given(mask=mask)
 
 
 class Diagonal(Noise):
@@ -168,6 +187,18 @@ class Diagonal(Noise):
         deviation = self.deviation(like)
         return self.total(2 * torch.where(deviation > 0, deviation, 1).log())
 
+    def part(self, mask: Tensor) -> Noise:
+        view = own_view(self)
+        view._deviation = checked_mask(mask).to(self._deviation) * self._deviation
+        return view
+
+    def taken(self, index: Tensor, like: Tensor) -> Self:
+        if self._deviation.ndim < like.ndim or len(self._deviation) == 1:
+            return self  # one deviation for all examples
+        view = own_view(self)
+        view._deviation = self._deviation[index]
+        return view
+
 
 def masked(mask: Tensor) -> Diagonal:
     """Noise on the targets only: mask is bool, broadcastable to the states, True = target; x is 0 elsewhere."""
@@ -188,6 +219,8 @@ class Centred(Noise):
         self.register_buffer("index", index, persistent=False)
         self.index: Tensor
         self.num_graphs = checked_graphs(index, num_graphs)
+        self.rows: Tensor | None = None
+        """(rows, 1), 1 for the rows that count and 0 for the others; None for all"""
 
     def given(self, **structure: Tensor | int) -> Self:
         """`index=` (rows,) long, ascending, and `num_graphs=` B."""
@@ -197,7 +230,7 @@ class Centred(Noise):
         if structure.keys() != {"index", "num_graphs"} or not isinstance(index, Tensor) or not isinstance(count, int):
             raise ArgumentError("structure", sorted(structure), "index (rows,) and num_graphs")
         view = own_view(self)
-        view.index, view.num_graphs = index, checked_graphs(index, count)
+        view.index, view.num_graphs, view.rows = index, checked_graphs(index, count), None
         return view
 
     def examples(self, x: Tensor) -> int:
@@ -214,14 +247,15 @@ class Centred(Noise):
 
     def counts(self, x: Tensor) -> Tensor:
         """Rows per example, (B,)."""
-        return x.new_zeros(self.num_graphs).index_add(0, self.index, x.new_ones(len(x)))
+        ones = x.new_ones(len(x)) if self.rows is None else self.rows.to(x).squeeze(1)
+        return x.new_zeros(self.num_graphs).index_add(0, self.index, ones)
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
         if generator is None or isinstance(generator, torch.Generator):
             return randn(like.shape, generator, dtype=like.dtype, device=like.device)
         if len(generator) != self.examples(like):
             raise ArgumentError("generator", f"{len(generator)} generators", f"one per graph, {self.num_graphs}")
-        sizes = self.counts(like).long().tolist()
+        sizes = torch.bincount(self.index, minlength=self.num_graphs).tolist()
         draws = [
             randn((size, like.shape[1]), one, dtype=like.dtype, device=like.device)
             for size, one in zip(sizes, generator, strict=True)
@@ -232,8 +266,10 @@ class Centred(Noise):
         return self.project(self.standard(like, generator))
 
     def project(self, x: Tensor) -> Tensor:
-        sums = x.new_zeros(self.num_graphs, x.shape[1]).index_add(0, self.index, x)
-        return x - (sums / self.counts(x).clamp_min(1).unsqueeze(1))[self.index]
+        counted = x if self.rows is None else x * self.rows.to(x)
+        sums = x.new_zeros(self.num_graphs, x.shape[1]).index_add(0, self.index, counted)
+        centred = x - (sums / self.counts(x).clamp_min(1).unsqueeze(1))[self.index]
+        return centred if self.rows is None else centred * self.rows.to(x)
 
     def squares(self, x: Tensor) -> Tensor:
         return self.total(self.project(x) ** 2)
@@ -246,6 +282,43 @@ class Centred(Noise):
 
     def deviation(self, like: Tensor) -> Tensor:
         raise ArgumentError("noise", type(self).__name__, "a diagonal law: centred elements are not independent")
+
+    def part(self, mask: Tensor) -> Noise:
+        """The shape of the masked rows: their coordinates from their own centre, independent of all the rest."""
+        view = own_view(self)
+        view.rows = self.counted(checked_mask(mask))
+        return view
+
+    def blend(self, mask: Tensor, known: Tensor, x: Tensor) -> Tensor:
+        """The masked rows take the shape of the known ones and stay centred where they are in x."""
+        part = self.part(mask)
+        return x - part.project(x) + part.project(known)
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        self.examples(x)
+        return x[self._rows_of(index)]
+
+    def taken(self, index: Tensor, like: Tensor) -> Self:
+        sizes = torch.bincount(self.index, minlength=self.num_graphs)[index]
+        rows = torch.repeat_interleave(torch.arange(len(index), device=sizes.device), sizes)
+        view = self.given(index=rows, num_graphs=len(index))
+        view.rows = None if self.rows is None else self.rows[self._rows_of(index)]
+        return view
+
+    def counted(self, rows: Tensor) -> Tensor:
+        """rows, 1 and 0, as (rows, 1), without those that this law leaves out already."""
+        rows = rows.reshape(-1, 1)
+        if len(rows) != len(self.index):
+            raise ArgumentError("mask", rows, f"one entry for each of the {len(self.index)} rows")
+        return rows if self.rows is None else rows * self.rows
+
+    def _rows_of(self, index: Tensor) -> Tensor:
+        """The places of the rows of the graphs numbered by index."""
+        counts = torch.bincount(self.index, minlength=self.num_graphs)
+        sizes = counts[index]
+        shift = (counts.cumsum(0) - counts)[index] - (sizes.cumsum(0) - sizes)
+        place = torch.repeat_interleave(shift, sizes)
+        return place + torch.arange(len(place), device=place.device)
 
 
 def own_view(module: M) -> M:

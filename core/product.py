@@ -16,6 +16,7 @@ from .errors import ArgumentError
 from .kernel import Kernel, Time
 from .noise import own_view
 from .randomness import Randomness
+from .schedules import Schedule
 
 __all__ = ["Product"]
 
@@ -43,6 +44,11 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
             part.given(**structure.get(name, {})) for name, part in zip(names, self._each(), strict=True)
         )
         return view
+
+    @property
+    def schedule(self) -> Schedule:
+        """The first part's: the one by which times are drawn and losses weighted; the parts keep their own."""
+        return self._each()[0].schedule
 
     def _each(self) -> list[Any]:
         return list(self.parts)
@@ -87,6 +93,14 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
         """mask: one per part."""
         zipped = zip(self._each(), mask, known, x, strict=True)
         return tuple(part.blend(m, k, y) for part, m, k, y in zipped)
+
+    def take(self, x: tuple[Any, ...], index: Tensor) -> tuple[Any, ...]:
+        return tuple(part.take(y, index) for part, y in zip(self._each(), x, strict=True))
+
+    def taken(self, index: Tensor, like: tuple[Any, ...]) -> Self:
+        view = own_view(self)
+        view.parts = nn.ModuleList(part.taken(index, y) for part, y in zip(self._each(), like, strict=True))
+        return view
 
     def error(self, x_0: tuple[Any, ...], belief: tuple[Any, ...], t: Time) -> Tensor:
         zipped = zip(self._each(), x_0, belief, strict=True)

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..core.distributions import Discrete
+from ..core.distributions import Discrete, by_example, masked_terms
 from ..core.errors import ArgumentError
 from ..core.gaussian import Belief, Gaussian
 from ..core.kernel import Time
@@ -67,10 +67,10 @@ class Binned:
     def sample(self, generator: Randomness = None) -> Tensor:
         return self.discrete().sample(generator).to(self.centre.dtype) * (2 / (self.levels - 1)) - 1
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log P of the bin that holds x, in nats, summed over pixels, (B,); computed in float64."""
+    def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """log P of the bin that holds x, in nats, summed over pixels (of the mask), (B,); computed in float64."""
         k = ((x.to(torch.float64) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return self.log_mass(k).flatten(1).sum(1)
+        return by_example(masked_terms(self.log_mass(k), mask))
 
     def kl(self, other: Binned) -> Tensor:
         return self.discrete().kl(other.discrete())
