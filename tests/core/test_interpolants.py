@@ -116,9 +116,11 @@ def test_known_ends_give_the_exact_law_on_any_grid(schedule: Schedule, eta: floa
         assert float(z.abs().max()) < 4.5
         assert float((step.x.std(0) / gamma - 1).abs().max()) < 4.5 / math.sqrt(2 * n)
     torch.testing.assert_close(steps[-1].x, x_0.expand(n, 2), rtol=0, atol=1e-12)
-    # Between two steps the noise is that of eta: none at 0, and none of the old is lost beyond what is fresh.
+    # The share of fresh noise is eta's, none at 0.
     again = list(bridge(start, kernel, x, times, other=other, eta=eta, generator=seeded(2)))
-    assert torch.equal(again[0].x, steps[0].x) == (eta == 0)
+    (_, sigma), gamma = schedule(times[:2]), kernel.gamma(times[:2])
+    fresh = eta * (gamma[1] ** 2 - (sigma[1] * gamma[0] / sigma[0]) ** 2).sqrt()
+    assert float((again[0].x - steps[0].x).std()) == pytest.approx(float(fresh) * math.sqrt(2), rel=0.03)
 
 
 def test_eta_one_is_the_brownian_bridge() -> None:
