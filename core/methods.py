@@ -11,12 +11,19 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from . import denoisers, grids, objectives, schedules
+from .adaptive import adaptive
 from .ancestral import ancestral
 from .ddim import ddim
-from .dpm_solver import dpm_solver_pp_2m
+from .dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3m
+from .dpm_solver_sde import dpm_solver_pp_sde
+from .langevin import predictor_corrector
+from .multistep import deis
 from .names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
 from .ode import euler, heun
+from .pndm import f_pndm, pndm
 from .sampling import Step
+from .sde import reverse_diffusion
+from .unipc import unipc
 
 __all__ = ["GRIDS", "PARAMETRISATIONS", "SAMPLERS", "SCHEDULES", "WEIGHTS"]
 
@@ -65,5 +72,15 @@ SAMPLERS: dict[SamplerName, Callable[..., Iterator[Step]]] = {
     "euler": euler,
     "heun": heun,
     "dpm-solver++": dpm_solver_pp_2m,
+    "dpm-solver++-2s": dpm_solver_pp_2s,
+    "dpm-solver++-3m": dpm_solver_pp_3m,
+    "deis": deis,
+    "unipc": unipc,
+    "pndm": pndm,
+    "f-pndm": f_pndm,
+    "adaptive": adaptive,
+    "reverse-diffusion": reverse_diffusion,
+    "predictor-corrector": predictor_corrector(reverse_diffusion),
+    "sde-dpm-solver++": dpm_solver_pp_sde,
 }
 """`sampler(denoise, kernel, x, times, generator=...)`."""

@@ -10,4 +10,20 @@ ScheduleName: TypeAlias = Literal["linear", "cosine", "sigmoid", "quadratic", "v
 ParametrisationName: TypeAlias = Literal["eps", "x0", "v", "score", "flow", "edm"]
 WeightName: TypeAlias = Literal["simple", "plain", "velocity", "flow", "likelihood", "min-snr", "p2", "edm"]
 GridName: TypeAlias = Literal["uniform", "quadratic", "log-snr", "karras"]
-SamplerName: TypeAlias = Literal["ancestral", "ddim", "euler", "heun", "dpm-solver++"]
+SamplerName: TypeAlias = Literal[
+    "ancestral",
+    "ddim",
+    "euler",
+    "heun",
+    "dpm-solver++",
+    "dpm-solver++-2s",
+    "dpm-solver++-3m",
+    "deis",
+    "unipc",
+    "pndm",
+    "f-pndm",
+    "adaptive",
+    "reverse-diffusion",
+    "predictor-corrector",
+    "sde-dpm-solver++",
+]

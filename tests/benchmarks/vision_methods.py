@@ -32,7 +32,7 @@ from polydiff.core.analytic import Analytic, PosteriorVariance, analytic_ddim, m
 from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import bits_per_dim, elbo
 from polydiff.core.calibration import calibrate, trajectories
-from polydiff.core.consistency import Consistency, consistency, consistency_sampler
+from polydiff.core.consistency import Consistency, consistency, consistency_sampler, curriculum, plain
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser, flow, v
 from polydiff.core.distillation import Distillation, halvings
@@ -241,25 +241,23 @@ def samplers(bench: Bench) -> None:
         bench.row(model, "analytic DDIM", on(partial(analytic_ddim, table=table), uniform))
         bench.row(model, "Euler", on(euler, uniform))
         bench.row(model, "Heun", on(heun, grids.log_snr((n + 1) // 2, schedule)))
-        bench.row(model, "reverse diffusion", on(reverse_diffusion, start(uniform)))
+        bench.row(model, "reverse diffusion", on(reverse_diffusion, uniform))
         pc = predictor_corrector(reverse_diffusion)
-        bench.row(model, "predictor-corrector", on(pc, start(grids.uniform(max(n // 2, 2)))))
+        bench.row(model, "predictor-corrector", on(pc, grids.uniform(n // 2)))
         bench.row(model, "DPM-Solver++ 2M", on(dpm_solver_pp_2m, snr))
         bench.row(model, "DPM-Solver++ 3M", on(dpm_solver_pp_3m, snr))
         bench.row(model, "DEIS", on(deis, uniform))
         bench.row(model, "UniPC", on(unipc, snr))
-        bench.row(model, "PNDM", on(pndm, start(grids.uniform(max(n - 9, 2)))))
-        bench.row(model, "F-PNDM", on(f_pndm, start(grids.uniform(max(n - 9, 4)))))
+        bench.row(model, "PNDM", on(pndm, grids.uniform(n - 1)))
+        if n - 9 >= 4:
+            bench.row(model, "F-PNDM", on(f_pndm, grids.uniform(n - 9)))
     stops = torch.tensor([1.0, 1e-3, 0.0], dtype=torch.float64)
     for tolerance in (1e-2, 1e-3):
-        bench.row(model, f"adaptive ODE, tolerance {tolerance:g}", on(partial(adaptive, rtol=tolerance, atol=tolerance), stops))
-
-
-def start(times: Tensor) -> Tensor:
-    """The grid from just below t = 1, where alpha is not 0, for methods that divide by it."""
-    times = times.clone()
-    times[0] = 1 - 1e-3 if float(times[1]) < 1 - 2e-3 else (1 + float(times[1])) / 2
-    return times
+        bench.row(
+            model,
+            f"adaptive ODE, tolerance {tolerance:g}",
+            on(partial(adaptive, rtol=tolerance, atol=tolerance), stops),
+        )
 
 
 def spread_draw(denoise: Any, kernel: Any, x: Tensor, generators: Any, *, times: Tensor, spread: float) -> Any:
@@ -312,12 +310,12 @@ def consistent(bench: Bench) -> None:
     least = float(torch.exp(-schedule.log_snr(end) / 2))
 
     def grid(n: int) -> Tensor:
-        rho = torch.linspace((1 - 1e-3) ** 1, T_MIN, n + 1, dtype=torch.float64)
-        return torch.cat([rho, rho.new_zeros(1)])
+        return torch.cat([torch.linspace(1 - 1e-3, T_MIN, n + 1, dtype=torch.float64), torch.zeros(1)])
 
-    for name, source, count in (("consistency distillation", teacher, lambda step: 24), ("consistency training", None, None)):
-        from polydiff.core.consistency import curriculum, plain, squared
-
+    for name, source, count in (
+        ("consistency distillation", teacher, lambda step: 24),
+        ("consistency training", None, None),
+    ):
         denoiser = GaussianDenoiser(copy.deepcopy(teacher.network), schedule, consistency(least))
         objective = Consistency(
             denoiser, kernel, grid, count or curriculum(2 * STEPS, 10, 80), source, weight=plain, metric=None

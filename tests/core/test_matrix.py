@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polydiff.cli.main import DOMAINS, main
-from polydiff.core import matrix, schedules
+from polydiff.core import matrix, schedules, trials
 from polydiff.core.case import Case
 from polydiff.core.categorical import Categorical
 from polydiff.core.denoisers import Denoiser, GaussianDenoiser, TokenDenoiser
@@ -23,7 +23,9 @@ from polydiff.core.gaussian import Gaussian
 from polydiff.core.kernel import Kernel, Path
 from polydiff.core.matrix import METHODS, Method
 from polydiff.core.noise import Centred, Diagonal, Isotropic
+from polydiff.core.objectives import Denoising
 from polydiff.core.product import Product
+from polydiff.core.trials_learning import trained
 from tests.core import cases
 
 
@@ -109,8 +111,8 @@ def test_what_applies_follows_from_the_mathematics() -> None:
     assert gaussian <= applicable("isotropic-edm")
     assert "guidance" in applicable("vision")
     assert "guidance" not in applicable("isotropic-edm")
-    assert matrix.needed(import_module("polydiff.core.ddim").ddim) is Gaussian
-    assert matrix.needed(import_module("polydiff.core.ancestral").ancestral) is Kernel
+    assert trials.needed(import_module("polydiff.core.ddim").ddim) is Gaussian
+    assert trials.needed(import_module("polydiff.core.ancestral").ancestral) is Kernel
 
 
 def test_noise_laws_can_be_asked_for() -> None:
@@ -156,7 +158,7 @@ def ancestral(denoise: Any, kernel: Gaussian, x: Tensor, times: Tensor, generato
     ],
 )
 def test_a_broken_method_is_reported(sampler: Any, reason: str) -> None:
-    method = Method("broken", "generic", matrix.sampled(sampler), matrix.needed(sampler))
+    method = Method("broken", "generic", trials.sampled(sampler), trials.needed(sampler))
     some = {name: CASES[name] for name in ("centred-cosine", "uniform-cosine")}
     failed, absent = matrix.evaluate(some, [method])
     assert failed.status == "FAILED"
@@ -174,11 +176,11 @@ def test_broken_objectives_are_reported() -> None:
         return lambda batch, generator: batch["x_0"].flatten(1).sum(1).requires_grad_()
 
     def endless(case: Case) -> Any:
-        return lambda batch, generator: matrix.Denoising(case.denoiser, case.kernel)(batch, generator) / 0
+        return lambda batch, generator: Denoising(case.denoiser, case.kernel)(batch, generator) / 0
 
     some = {"isotropic-edm": CASES["isotropic-edm"]}
     for objective, reason in ((blind, "no gradient"), (endless, "not finite")):
-        (cell,) = matrix.evaluate(some, [Method("broken", "better likelihood", matrix.trained(objective))])
+        (cell,) = matrix.evaluate(some, [Method("broken", "better likelihood", trained(objective))])
         assert (cell.status, reason in cell.reason) == ("FAILED", True)
 
 
@@ -188,7 +190,7 @@ def test_repetition_takes_structure_and_condition_along() -> None:
         case,
         condition={"label": torch.arange(4), "row": torch.arange(len(case.x_0)), "number": 3, "none": torch.ones(7)},
     )
-    many, index = matrix.repeated(conditioned, 2)
+    many, index = trials.repeated(conditioned, 2)
     assert index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert many.kernel.examples(many.x_0) == 8
     assert many.condition["label"].tolist() == index.tolist()
