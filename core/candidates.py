@@ -28,7 +28,7 @@ from .schedules import Schedule
 __all__ = ["Candidate", "candidates"]
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
-SOFTNESS = (0.05, 0.1, 0.2, 0.4)
+OF_RATIO, OF_SHARE = (0.05, 0.1, 0.2, 0.4), (0.1, 0.2, 0.4, 1.0, 10.0)
 """Noise levels c at which clocks turn from linear to logarithmic, for data of about unit scale."""
 ORDERS = (2, 3, 4, 5)
 
@@ -91,9 +91,9 @@ def of_share(c: float) -> Clock:
 def candidates(schedule: Schedule, start: float, calls: int) -> Iterator[Candidate]:
     """Every table of the family with `calls` network calls from time `start` to 0."""
     alpha, sigma = (float(number) for number in schedule(torch.tensor(start, dtype=torch.float64)))
-    clocks = [of_share(c) for c in SOFTNESS]
+    clocks = [of_share(c) for c in OF_SHARE]
     if alpha > 0:
-        clocks += [of_ratio(c) for c in SOFTNESS]
+        clocks += [of_ratio(c) for c in OF_RATIO]
     for grid in clocks:
         first = float(grid.there(np.array(sigma / (alpha + sigma))))
         u = grid.back(np.linspace(first, 0.0, calls + 1))
@@ -109,7 +109,7 @@ def candidates(schedule: Schedule, start: float, calls: int) -> Iterator[Candida
         for name, space in SPACES.items():
             if name == "eps" and alpha == 0:
                 continue
-            for clock in {grid.name: grid, "wide": of_share(0.3)}.values():
+            for clock in {clock.name: clock for clock in (grid, of_share(0.4), of_share(10.0))}.values():
                 for order in [order for order in ORDERS if order <= calls] or [1]:
                     states, beliefs = multistep(space, clock, order, a, b)
                     label = f"{name}, order {order}, polynomial in {clock.name}, grid uniform in {grid.name}"

@@ -4,8 +4,8 @@ Weights of neighbouring beliefs act almost alike (condition numbers of 1e8 and m
 Gauss-Newton with Levenberg-Marquardt damping takes some thirty steps. One backward pass through the unrolled solver
 gives one row of the Jacobian for every example and all weights at once: each weight is a tensor (B,), so its gradient
 is per example. The first pass takes the residual itself, hence the exact gradient; `probes` random directions
-orthogonal to it estimate the curvature. Derivatives in the times are central differences of the belief in log-SNR, which asks
-nothing of the denoiser's dependence on t. Times are kept in order by log-gaps of log-SNR.
+orthogonal to it estimate the curvature. Derivatives in the times are central differences of the belief in log-SNR,
+which asks nothing of the denoiser's dependence on t. Times are kept in order by log-gaps of log-SNR.
 """
 
 from __future__ import annotations
