@@ -9,7 +9,7 @@ With y = x/k the probability flow is dy = r dv for three pairs of a reading r of
 
 An exponential Adams-Bashforth rule of order q replaces r by the polynomial through its last q values (Zhang & Chen
 2023, "DEIS", eq. 15; Lu et al. 2022b), a polynomial in some clock tau: weights are integrals of Lagrange polynomials
-over v, here by Gauss-Legendre quadrature in tau. Clocks are tau = arcsinh(w/c): linear in the noise w below c,
+over v, here by Gauss-Legendre quadrature. Clocks are tau = arcsinh(w/c): linear in the noise w below c,
 logarithmic above, so that both ends of the grid are finite; w is sigma/alpha or, where alpha = 0 somewhere,
 sigma/(alpha + sigma). A grid that is uniform in a clock is as good as that clock.
 """
@@ -128,9 +128,12 @@ def multistep(
         if k[i + 1] == 0:  # x0 space at sigma = 0, where v is infinite: the belief itself
             beliefs[i, i] = 1.0
             continue
-        middle, half = (tau[i + 1] + tau[i]) / 2, (tau[i + 1] - tau[i]) / 2
-        at = middle + half * NODES
-        density = space.rate(clock.back(at)) * clock.rate(at) * half * WEIGHTS
+        # Integrands are smooth in this variable at both ends of the grid, whatever the clock.
+        smooth = of_ratio(0.1) if alpha[i] > 0 else of_share(0.1)
+        first, last = smooth.there(u[i]), smooth.there(u[i + 1])
+        nodes = (last + first) / 2 + (last - first) / 2 * NODES
+        density = space.rate(smooth.back(nodes)) * smooth.rate(nodes) * (last - first) / 2 * WEIGHTS
+        at = clock.there(smooth.back(nodes))
         used = range(max(0, i + 1 - order), i + 1)
         states[i, i] += k[i + 1] / k[i]
         for j in used:

@@ -63,34 +63,28 @@ def fine(
 ) -> Iterator[Step[Tensor]]:
     """Runge-Kutta 4 for d(x/k)/du = (x/k - m)/u, k = alpha + sigma, u = sigma/k, down to u = 1e-5 and then the belief.
 
-    The grid is uniform in arcsinh(50 u), so steps shrink with the noise. Arguments as `trajectories`.
+    Integrated in the clock arcsinh(50 u), in which steps are equal. Arguments as `trajectories`.
     """
     if not 0 < start <= 1 or steps < 1:
         raise ArgumentError("start, steps", (start, steps), "a time in (0, 1] and at least one step")
     alpha, sigma = kernel.schedule(torch.tensor(start, dtype=torch.float64))
     first, least = (50 * sigma / (alpha + sigma)).detach().asinh(), math.asinh(50e-5)
-    u = torch.linspace(float(first), least, 2 * steps + 1, dtype=torch.float64).sinh() / 50
+    clock = torch.linspace(float(first), least, 2 * steps + 1, dtype=torch.float64)
+    u, rate, h = clock.sinh() / 50, (clock.cosh() / 50).tolist(), 2 * float(clock[1] - clock[0])
     times = kernel.schedule.inverse(2 * torch.log1p(-u) - 2 * u.log())
-    times[0], u[0] = start, sigma / (alpha + sigma)
+    times[0] = start
     alpha, sigma = (number.detach() for number in kernel.schedule(times))
     u, k = (sigma / (alpha + sigma)).tolist(), (alpha + sigma).tolist()
     t, rows = times.tolist(), []
+    # Slopes at the start, twice in the middle and at the end of a step; after each, a sum of them over a part of h.
+    stages = ((h / 2,), (0.0, h / 2), (0.0, 0.0, h), (h / 6, h / 3, h / 3, h / 6))
     for i in range(0, 2 * steps, 2):
-        y, m = 2 * i, 2 * i  # numbers of the step's first state and belief
-        h, halfway = u[i + 2] - u[i], u[i + 1] - u[i]
-        # Slopes (y_j / k - m_j) / u at the start, twice in the middle and at the end.
-        at = (i, i + 1, i + 1, i + 2)
-        stages: tuple[tuple[float, ...], ...] = (
-            (halfway,),
-            (0.0, halfway),
-            (0.0, 0.0, h),
-            *(((h / 6, h / 3, h / 3, h / 6),)),
-        )
-        for stage, (weights, to) in enumerate(zip(stages, (i + 1, i + 1, i + 2, i + 2), strict=True)):
-            states = [(y, k[to] / k[i])]
-            states += [(y + j, k[to] * w / u[at[j]] / k[at[j]]) for j, w in enumerate(weights) if w]
-            beliefs = [(m + j, -k[to] * w / u[at[j]]) for j, w in enumerate(weights) if w]
-            rows.append(Row(t[at[stage]], states, beliefs, t[to] if stage == 3 else None))
+        first_of_step, at, reached = 2 * i, (i, i + 1, i + 1, i + 2), (i + 1, i + 1, i + 2, i + 2)
+        for stage, (weights, to) in enumerate(zip(stages, reached, strict=True)):
+            # rate (y_j / k - m_j) / u
+            used = [(first_of_step + j, at[j], k[to] * w * rate[at[j]] / u[at[j]]) for j, w in enumerate(weights) if w]
+            states = [(first_of_step, k[to] / k[i]), *((j, w / k[place]) for j, place, w in used)]
+            rows.append(Row(t[at[stage]], states, [(j, -w) for j, _, w in used], t[to] if stage == 3 else None))
     rows.append(Row(t[-1], [], [(4 * steps, 1.0)], 0.0))
     return follow(rows, denoise, kernel, x)
 

@@ -1,10 +1,10 @@
 """The deterministic solvers of diffusers, k-diffusion and azula on one exact denoiser, with their options.
 
 Every peer is a function (oracle, x, calls) -> x_0 or None where its options do not fit that number of calls. It starts
-from x ~ N(0, I) at the last index of DDPM's table, is driven as its documentation says, and is given the exact belief at
-the noise level that it believes to be at, also where it rounds the time that it would tell a network. The formulas of
-k-diffusion are written here from its papers: LMS (Adams-Bashforth in sigma), Heun and DPM-2 (Karras et al. 2022), DPM++
-2M (Lu et al. 2022b) and iPNDM (Zhang & Chen 2023), in sigma on Karras' and exponential grids.
+from x ~ N(0, I) at the last index of DDPM's table, is driven as its documentation says, and is given the exact belief
+at the noise level that it believes to be at, also where it rounds the time that it would tell a network. The formulas
+of k-diffusion are written here from the papers: LMS (Adams-Bashforth in sigma), Heun and DPM-2 (Karras et al. 2022),
+DPM++ 2M (Lu et al. 2022b) and iPNDM (Zhang & Chen 2023), in sigma on Karras' and exponential grids.
 """
 
 from __future__ import annotations
@@ -123,7 +123,6 @@ def scheduled(kind: str, choice: dict[str, Any]) -> Peer:
         exploding = hasattr(scheduler, "scale_model_input") and float(scheduler.init_noise_sigma) != 1.0
         x = x * float(scheduler.init_noise_sigma)
         if kind == "KDPM2DiscreteScheduler":
-            levels = torch.stack([scheduler.sigmas[:-1], scheduler.sigmas_interpol[:-1]], 1)
             levels = interleaved(scheduler)
         elif hasattr(scheduler, "sigmas"):
             levels = scheduler.sigmas.double().tolist()
@@ -131,11 +130,8 @@ def scheduled(kind: str, choice: dict[str, Any]) -> Peer:
             levels = oracle.table[scheduler.timesteps.long()].tolist()
         for i, t in enumerate(scheduler.timesteps):
             s = levels[i]
-            if exploding:
-                output = oracle.eps(scheduler.scale_model_input(x, t).double(), s)
-            else:
-                output = oracle.eps(x, s)
-            x = scheduler.step(output, t, x).prev_sample.double()
+            scaled = scheduler.scale_model_input(x, t).double() if exploding else x
+            x = scheduler.step(oracle.eps(scaled, s), t, x).prev_sample.double()
         return x
 
     return run
