@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -154,8 +155,8 @@ def k_peers() -> Iterator[tuple[str, str, Peer]]:
         "heun": (k_heun, 2),
         "dpm_2": (k_dpm_2, 2),
         "dpmpp_2m": (k_dpmpp_2m, 1),
-        **{f"lms {order}": (lambda *a, order=order: k_lms(*a, order), 1) for order in (2, 3, 4)},
-        **{f"ipndm {order}": (lambda *a, order=order: k_ipndm(*a, order), 1) for order in (2, 3, 4)},
+        **{f"lms {order}": (partial(k_lms, order=order), 1) for order in (2, 3, 4)},
+        **{f"ipndm {order}": (partial(k_ipndm, order=order), 1) for order in (2, 3, 4)},
     }
     for name, (method, per_step) in methods.items():
         for rho, last in product((3.0, 5.0, 7.0, math.inf), (0.2, 0.1, 0.05, 0.03, 0.01)):

@@ -322,6 +322,7 @@ def test_bad_arguments_are_named() -> None:
         calibrate([], [batch], 4)
     with pytest.raises(ArgumentError, match="^training"):
         calibrate([batch], [batch._replace(start=0.5)], 4)
+    options: dict[str, Any]
     for options in ({"calls": 0}, {"calls": 4, "rivals": 0}, {"calls": 4, "iterations": -1}):
         with pytest.raises(ArgumentError, match="^options"):
             calibrate([batch], [batch], **options)
