@@ -5,11 +5,11 @@ BENCHMARKS := $(basename $(notdir $(filter-out tests/benchmarks/_%,$(wildcard te
 # One process per core, one thread each: the tests are many small computations.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(shell nproc 2>/dev/null || echo 2) --dist worksteal -q
 
-.PHONY: help setup demo test test-all check format bench
+.PHONY: help setup demo test test-all check format bench bench-samplers
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.ready  ## .venv with everything in it (does nothing if it is up to date)
 
@@ -36,3 +36,6 @@ format: setup  ## put the code in the form that `make check` wants
 
 bench: setup  ## the side-by-side measurements, one after the other; each writes its JSON
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name; done
+
+bench-samplers: setup  ## the solvers beside diffusers, k-diffusion's formulas and azula
+	$(BIN)/python -m tests.benchmarks.samplers

@@ -74,27 +74,75 @@ class GaussianData:
 
 
 class MixtureData:
-    """Isotropic normals of one deviation around a few centres in the plane, states (B, 2)."""
+    """Isotropic normals of one deviation around a few centres, states (B, D); by default three in the plane.
 
-    def __init__(self):
-        self.centres = torch.tensor([[1.0, 0.2], [-0.8, 0.6], [0.1, -1.0]], dtype=torch.float64)
-        self.weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-        self.deviation = 0.25
+    Args:
+        centres: (K, D).
+        weights: (K,), positive, in any scale; equal by default.
+        deviation: of every component.
+    """
+
+    def __init__(self, centres: Tensor | None = None, weights: Tensor | None = None, deviation: float = 0.25):
+        if centres is None:
+            centres = torch.tensor([[1.0, 0.2], [-0.8, 0.6], [0.1, -1.0]], dtype=torch.float64)
+            weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64) if weights is None else weights
+        self.centres = centres.double()
+        weights = torch.ones(len(centres)) if weights is None else weights
+        self.weights = weights.double() / weights.double().sum()
+        self.deviation = deviation
+
+    @classmethod
+    def drawn(cls, D: int, seed: int, components: int = 8, deviation: float = 0.2) -> MixtureData:
+        """Centres from N(0, I), equal weights."""
+        g = torch.Generator().manual_seed(seed)
+        return cls(torch.randn(components, D, generator=g, dtype=torch.float64), deviation=deviation)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        return self.centres[which] + self.deviation * randn((count, 2), generator, dtype=torch.float64)
+        return self.centres[which] + self.deviation * randn(
+            (count, self.centres.shape[1]), generator, dtype=torch.float64
+        )
+
+    def mean(self, x: Tensor, alpha_t: Time, sigma_t: Time) -> Tensor:
+        """E[x_0 | x_t], for numbers or tensors (B or 1, 1).
+
+        |x - alpha c|^2 is written out, its common part dropped, so that states meet centres in one product of matrices.
+        """
+        variance = alpha_t**2 * self.deviation**2 + sigma_t**2
+        logits = x @ self.centres.T * (alpha_t / variance) - (self.centres**2).sum(1) * (alpha_t**2 / variance / 2)
+        shares = (logits + self.weights.log()).softmax(-1)
+        return shares @ self.centres * (sigma_t**2 / variance) + x * (alpha_t * self.deviation**2 / variance)
 
     def denoise(self, kernel: Path) -> Callable[[Tensor, Time], Belief]:
         def exact(x: Tensor, t: Time) -> Belief:
-            alpha_t, sigma_t = (number.unsqueeze(-1) for number in pair(kernel.schedule, t))
-            variance = alpha_t**2 * self.deviation**2 + sigma_t**2
-            error = x.unsqueeze(1) - alpha_t * self.centres
-            shares = (self.weights.log() - (error**2).sum(-1) / (2 * variance.squeeze(-1))).softmax(-1)
-            means = self.centres + alpha_t * self.deviation**2 / variance * error
-            return Belief((shares.unsqueeze(-1) * means).sum(1))
+            return Belief(self.mean(x, *pair(kernel.schedule, t)))
 
         return exact
+
+    def flow(self, schedule: Schedule, x: Tensor, t: Time, steps: int = 800) -> Tensor:
+        """The probability-flow ODE from t, where alpha_t > 0, to 0, to about 1e-9: Runge-Kutta 4.
+
+        d(x/alpha) = eps d(sigma/alpha) in the clock arcsinh(20 sigma/alpha), in which eps has no pole: with z = x/alpha
+        and s = sigma/alpha, eps = s (z - sum of shares times centres)/(deviation^2 + s^2).
+        """
+        alpha_t, sigma_t = pair(schedule, t)
+
+        def slope(z: Tensor, u: Tensor) -> Tensor:
+            s = u.sinh() / 20
+            variance = self.deviation**2 + s**2
+            logits = (z @ self.centres.T - (self.centres**2).sum(1) / 2) / variance + self.weights.log()
+            return u.cosh() / 20 * s / variance * (z - logits.softmax(-1) @ self.centres)
+
+        z, u = x / alpha_t, (20 * sigma_t / alpha_t).asinh()
+        h = -u / steps
+        for i in range(steps):
+            at = u + i * h
+            k_1 = slope(z, at)
+            k_2 = slope(z + h / 2 * k_1, at + h / 2)
+            k_3 = slope(z + h / 2 * k_2, at + h / 2)
+            k_4 = slope(z + h * k_3, at + h)
+            z = z + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + k_4)
+        return z
 
 
 class TokenData:

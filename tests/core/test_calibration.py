@@ -1,0 +1,332 @@
+"""Calibrated solvers: against exact flows, on every law of noise, and as files."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from torch import Tensor
+
+from polydiff.core.calibration import Calibrated, Trajectories, calibrate, trajectories
+from polydiff.core.candidates import SPACES, Candidate, candidates, multistep, of_ratio, of_share
+from polydiff.core.ddim import ddim
+from polydiff.core.dpm_solver import dpm_solver_pp_2m
+from polydiff.core.errors import ArgumentError, DataError
+from polydiff.core.fitting import Fit, fine, rms, squared_errors, table_rows
+from polydiff.core.gaussian import Belief, Coupled, Gaussian
+from polydiff.core.kernel import Time
+from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.sampling import last
+from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
+from polydiff.core.tableau import follow
+from tests.problems import Clouds, GaussianData, MixtureData
+
+DATA = MixtureData()
+LINEAR = Gaussian(LinearBeta())
+
+
+def noise(count: int, seed: int, D: int = 2) -> Tensor:
+    return torch.randn(count, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@cache
+def starts(calls: int) -> tuple[Candidate, ...]:
+    """All candidates of the usual schedule."""
+    return tuple(candidates(LINEAR.schedule, 1.0, calls))
+
+
+def some(schedule: Schedule, calls: int) -> list[Candidate]:
+    """Two of the candidates, where the start does not matter."""
+    names = [f"{space}, order 2, polynomial in share 0.4, grid uniform in share 0.4" for space in ("x0", "flow")]
+    return [table for table in candidates(schedule, 1.0, calls) if table.name in names]
+
+
+def mixture(count: int, seed: int, kernel: Gaussian = LINEAR) -> Trajectories:
+    return trajectories(DATA.denoise(kernel), kernel, noise(count, seed), steps=100)
+
+
+@cache
+def fitted(calls: int) -> Calibrated:
+    batches = [mixture(64, 1), mixture(256, 2)]
+    return calibrate(batches, [mixture(512, 3)], calls, starts=starts(calls), rivals=1, iterations=18)
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), RectifiedFlow(), VarianceExploding()], ids=repr)
+def test_the_fine_solution_is_the_flow(schedule: Schedule) -> None:
+    """Against the quantile map, also where alpha_1 = 0; order 4."""
+    data, kernel = GaussianData.standard(), Gaussian(schedule)
+    x = kernel.prior(noise(50, 1, 3)).sample(torch.Generator().manual_seed(0))
+    exact = data.flow(schedule, x, 1.0, 0.0)
+    errors = [
+        float((last(fine(data.denoise(kernel), kernel, x, steps=steps)) - exact).abs().max()) for steps in (20, 40, 320)
+    ]
+    assert errors[2] < 2e-7
+    assert errors[0] / errors[1] > 10
+    middle = data.flow(schedule, x, 1.0, 0.5)
+    found = trajectories(data.denoise(kernel), kernel, middle, start=0.5, steps=200)
+    torch.testing.assert_close(found.target, exact, rtol=0, atol=1e-6)
+
+
+def test_the_mixture_flow_agrees() -> None:
+    x = noise(64, 4)
+    one, two = DATA.flow(LINEAR.schedule, x, 1.0), trajectories(DATA.denoise(LINEAR), LINEAR, x, steps=400).target
+    torch.testing.assert_close(one, two, rtol=0, atol=2e-6)
+
+
+def test_candidates_contain_the_published_solvers() -> None:
+    """One call is DDIM in x0 and eps space; order 2 in x0 space and almost log-SNR is as good as DPM-Solver++ 2M."""
+    x, denoise = noise(16, 5), DATA.denoise(LINEAR)
+    found = [table for table in candidates(LINEAR.schedule, 1.0, 1) if not table.name.startswith("flow")]
+    assert len(found) > 4
+    for table in found:
+        rows = table_rows(table.times.tolist(), table.states.tolist(), table.beliefs.tolist())
+        ends = last(follow(rows, denoise, LINEAR, x))
+        torch.testing.assert_close(ends, last(ddim(denoise, LINEAR, x, table.times)), rtol=1e-8, atol=1e-8)
+    tables = {table.name: table for table in candidates(LINEAR.schedule, 1.0, 24)}
+    table = tables["x0, order 2, polynomial in ratio 0.05, grid uniform in ratio 0.05"]
+    batch = mixture(64, 6)
+    theirs = last(dpm_solver_pp_2m(denoise, LINEAR, batch.x, table.times))
+    assert rms([batch], table) < 2 * float((theirs - batch.target).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("space", ["eps", "x0", "flow"])
+def test_the_weights_integrate_polynomials(space: str, schedule: Schedule) -> None:
+    """Readings r = tau^p, p < order, are integrated over v exactly, v the space's own variable."""
+    start = 1.0 if space != "eps" else 0.99  # eps space needs alpha > 0
+    times = torch.tensor([start, 0.8, 0.55, 0.4, 0.15, 0.0], dtype=torch.float64)
+    a, b = (number.numpy() for number in schedule(times))
+    u = b / (a + b)
+    variable = {"eps": lambda u: u / (1 - u), "x0": lambda u: (1 - u) / u, "flow": lambda u: u}[space]
+    k = {"eps": a, "x0": b, "flow": a + b}[space]
+    of_belief = {"eps": -a[:-1] / b[:-1], "x0": 0 * a[:-1] + 1, "flow": -a[:-1] / b[:-1] - 1}[space]
+    of_state = {"eps": 1 / b[:-1], "x0": 0 * a[:-1], "flow": 1 / b[:-1]}[space]
+    for clock in (of_share(0.3), of_ratio(0.3)):
+        if a[0] == 0 and clock.name.startswith("ratio"):
+            continue
+        tau = clock.there(u)
+        for order in (1, 2, 3, 4):
+            states, beliefs = multistep(SPACES[space], clock, order, a, b)
+            for i in range(len(times) - 1 - (space == "x0")):
+                used = range(max(0, i + 1 - order), i + 1)
+                weights = [beliefs[i, j] / (k[i + 1] * of_belief[j]) for j in used]
+                for j, weight in zip(used, weights, strict=True):
+                    own = k[i + 1] / k[i] if j == i else 0.0
+                    assert states[i, j] == pytest.approx(own + k[i + 1] * weight * of_state[j], abs=1e-9)
+                for p in range(len(used)):
+                    exact, _ = integrate.quad(
+                        lambda at, p=p, clock=clock: float(clock.there(np.array(inverse_of(space, at)))) ** p,
+                        float(variable(u[i])),
+                        float(variable(u[i + 1])),
+                        epsabs=1e-12,
+                        limit=200,
+                    )
+                    found = sum(weight * tau[j] ** p for j, weight in zip(used, weights, strict=True))
+                    assert found == pytest.approx(exact, rel=1e-7, abs=1e-8)
+
+
+def inverse_of(space: str, v: float) -> float:
+    """u of the space's variable."""
+    return {"eps": v / (1 + v), "x0": 1 / (1 + v), "flow": v}[space]
+
+
+def test_the_jacobian() -> None:
+    """<v, dy/d parameter> of every parameter, per example, against differences of whole runs."""
+    batch = mixture(6, 8)
+    start = next(table for table in starts(5) if "order 3" in table.name)
+    for history in (2, 24):
+        fit = Fit([batch], start, history, 3, torch.Generator().manual_seed(0))
+        table = fit.table()
+        torch.testing.assert_close(table.times, start.times, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(table.states, start.states)
+        torch.testing.assert_close(table.beliefs, start.beliefs)
+        y, leaves = fit.unrolled(batch, table)
+        v = noise(6, 9)
+        rows = fit.pullback(y, leaves, v)
+        assert rows.shape == (len(fit.theta), 6)
+
+        def ends(theta: Tensor, fit: Fit = fit) -> Tensor:
+            table = fit.table(theta)
+            rows = table_rows(table.times.tolist(), table.states.tolist(), table.beliefs.tolist())
+            return last(follow(rows, batch.denoise, LINEAR, batch.x))
+
+        for i in range(len(fit.theta)):
+            shift = torch.zeros_like(fit.theta)
+            shift[i] = 1e-5
+            difference = ((ends(fit.theta + shift) - ends(fit.theta - shift)) * v).sum(1) / 2e-5
+            torch.testing.assert_close(rows[i], difference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("calls", "gain"), [(5, 0.35), (8, 0.35)])
+def test_calibrated_beats_the_best_classical_solver(calls: int, gain: float) -> None:
+    """On fresh noise: the mean error of trajectories falls below `gain` of the best of all candidates there."""
+    fresh, solver = mixture(256, 10), fitted(calls)
+    assert solver.rmse <= solver.rmse_start
+    assert len(solver.times) == calls + 1
+    steps = list(solver(fresh.denoise, LINEAR, fresh.x))
+    assert [step.t for step in steps] == list(solver.times[1:])
+    error = float((steps[-1].x - fresh.target).square().mean(1).sqrt().mean())
+    best = min(float(squared_errors(fresh, table).sqrt().mean()) for table in candidates(LINEAR.schedule, 1.0, calls))
+    assert error < gain * best, (error, best)
+
+
+def test_never_worse_than_the_start() -> None:
+    """Without iterations it is the best classical table, to the bit; fits that do not help are not taken."""
+    training, validation = [mixture(64, 11)], [mixture(64, 12)]
+    tables = starts(4)[::7]
+    plain = calibrate(training, validation, 4, starts=tables, iterations=0, rivals=1)
+    best = min(tables, key=lambda table: rms(training, table))
+    assert plain.start == best.name
+    assert plain.rmse == plain.rmse_start == rms(validation, best)
+    assert plain.times == tuple(best.times.tolist())
+    assert [list(row) for row in plain.beliefs] == [row[: i + 1] for i, row in enumerate(best.beliefs.tolist())]
+    few = calibrate(
+        [mixture(2, 13)], validation, 4, starts=tables, iterations=6, rivals=1
+    )  # two examples cannot teach much
+    assert few.rmse <= few.rmse_start
+
+
+def test_normal_data_are_nearly_exact() -> None:
+    data = GaussianData.standard()
+
+    def batch(seed: int, count: int) -> Trajectories:
+        x = noise(count, seed, 3)
+        return Trajectories(data.denoise(LINEAR), LINEAR, x, data.flow(LINEAR.schedule, x, 1.0, 0.0), 1.0)
+
+    solver, fresh = (
+        calibrate([batch(0, 64)], [batch(1, 64)], 4, starts=some(LINEAR.schedule, 4), iterations=24, rivals=1),
+        batch(2, 256),
+    )
+    error = float((last(solver(fresh.denoise, LINEAR, fresh.x)) - fresh.target).abs().max())
+    assert error < 2e-3
+    assert solver.rmse < solver.rmse_start / 20
+
+
+def test_clouds() -> None:
+    """Ragged clouds, fitted as they are: their own kernel, several batches; the ends stay centred and are exact."""
+
+    def batch(sizes: list[int], seed: int) -> Trajectories:
+        clouds = Clouds(sizes)
+        kernel = Gaussian(Cosine(), Centred()).given(**clouds.structure)
+        like = torch.zeros(sum(sizes), 3, dtype=torch.float64)
+        x = kernel.prior(like).sample(torch.Generator().manual_seed(seed))
+        return Trajectories(clouds.denoise(kernel), kernel, x, x * clouds.deviation, 1.0)
+
+    training, validation = [batch([2, 5, 3, 4], 0), batch([7, 2], 1)], [batch([3, 3], 2)]
+    solver = calibrate(training, validation, 4, starts=some(Cosine(), 4), iterations=12, rivals=2)
+    fresh = batch([4, 2, 6], 3)
+    x = last(solver(fresh.denoise, fresh.kernel, fresh.x))
+    torch.testing.assert_close(x, fresh.target, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fresh.kernel.project(x), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("law", ["diagonal", "coupled"])
+def test_conditions_and_other_laws(law: str) -> None:
+    """A condition per example goes through the bound denoiser; masked cells stay 0."""
+    deviation = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
+    kernel: Any = Gaussian(RectifiedFlow(), Diagonal(deviation))
+    if law == "coupled":
+        kernel = Coupled(RectifiedFlow(), lambda x_0, generator: x_0)
+
+    def batch(seed: int, count: int = 64) -> Trajectories:
+        centre = noise(count, seed + 100, 3) * (deviation > 0)
+
+        def denoise(x: Tensor, t: Time) -> Belief:
+            alpha_t, sigma_t = kernel.schedule(torch.as_tensor(t, dtype=torch.float64))
+            variance = 0.3**2 * deviation**2
+            total = (alpha_t**2 * variance + sigma_t**2 * deviation**2).clamp_min(1e-300)
+            return Belief(centre + alpha_t * variance / total * (x - alpha_t * centre))
+
+        return trajectories(denoise, kernel, noise(count, seed, 3) * deviation, steps=60)
+
+    fresh = batch(7)
+    solver = calibrate([batch(1)], [batch(2)], 4, starts=some(kernel.schedule, 4), iterations=12)
+    error = float((last(solver(fresh.denoise, kernel, fresh.x)) - fresh.target).square().mean().sqrt())
+    assert error < 0.2 * solver.rmse_start
+    assert error < 3 * solver.rmse
+
+
+def test_one_batch_or_several() -> None:
+    """The sum of the normal equations over batches is that of their union: same loss, same gradient."""
+    whole = mixture(32, 14)
+    halves = [Trajectories(whole.denoise, LINEAR, whole.x[i : i + 16], whole.target[i : i + 16], 1.0) for i in (0, 16)]
+    start = next(table for table in starts(4) if "order 2" in table.name)
+    one, two = (Fit(batches, start, 24, 1, torch.Generator().manual_seed(0)) for batches in ([whole], halves))
+    torch.testing.assert_close(one.errors, two.errors)
+    scale = torch.tensor(0.01, dtype=torch.float64)
+    torch.testing.assert_close(one.normal_equations(scale)[0], two.normal_equations(scale)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_files_keep_every_bit(tmp_path: Path) -> None:
+    solver = fitted(5)
+    solver.save(tmp_path / "solver.json")
+    assert Calibrated.load(tmp_path / "solver.json") == solver
+
+
+def tampered(change: str, content: dict[str, Any]) -> str:
+    """The file's text after a change."""
+    if change == "cut":
+        return json.dumps(content)[:-40]
+    if change == "list":
+        return "[1, 2]"
+    changes: dict[str, tuple[str, Any]] = {
+        "version": ("format_version", 2),
+        "rising": ("times", content["times"][::-1]),
+        "nan": ("beliefs", [[float("nan")], *content["beliefs"][1:]]),
+        "integer": ("states", [[1], *content["states"][1:]]),
+        "text": ("beliefs", [["1.0"], *content["beliefs"][1:]]),
+        "ragged": ("states", [[1.0, 0.0], *content["states"][1:]]),
+        "short": ("alpha", content["alpha"][:-1]),
+        "rows": ("beliefs", content["beliefs"][:-1]),
+        "start": ("start", 3),
+        "number": ("times", 3.0),
+        "unknown": ("solver", "best"),
+        "rmse": ("rmse", None),
+    }
+    name, value = changes[change]
+    return json.dumps(content | {name: value})
+
+
+CHANGES = ["cut", "list", "version", "rising", "nan", "integer", "text", "ragged", "short", "rows", "start", "number"]
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "unknown", "rmse", "missing", "binary"])
+def test_bad_files_are_named(tmp_path: Path, change: str) -> None:
+    file = tmp_path / "solver.json"
+    fitted(5).save(file)
+    if change == "missing":
+        file.unlink()
+    elif change == "binary":
+        file.write_bytes(b"\xff\xfe\x00")
+    else:
+        file.write_text(tampered(change, json.loads(file.read_text())))
+    with pytest.raises(DataError, match="solver.json"):
+        Calibrated.load(file)
+
+
+def test_bad_arguments_are_named() -> None:
+    solver, batch = fitted(5), mixture(4, 15)
+    own = torch.tensor(solver.times, dtype=torch.float64)
+    list(solver(batch.denoise, LINEAR, batch.x, own))
+    with pytest.raises(ArgumentError, match="^times"):
+        solver(batch.denoise, LINEAR, batch.x, torch.linspace(1, 0, 6, dtype=torch.float64))
+    with pytest.raises(ArgumentError, match="^kernel"):
+        solver(batch.denoise, Gaussian(Cosine()), batch.x)
+    with pytest.raises(ArgumentError, match="^training"):
+        calibrate([], [batch], 4)
+    with pytest.raises(ArgumentError, match="^training"):
+        calibrate([batch], [batch._replace(start=0.5)], 4)
+    options: dict[str, Any]
+    for options in ({"calls": 0}, {"calls": 4, "rivals": 0}, {"calls": 4, "iterations": -1}):
+        with pytest.raises(ArgumentError, match="^options"):
+            calibrate([batch], [batch], **options)
+    with pytest.raises(ArgumentError, match="^starts"):
+        calibrate([batch], [batch], 4, starts=[])
+    with pytest.raises(ArgumentError, match="^start, steps"):
+        trajectories(batch.denoise, LINEAR, batch.x, steps=0)
