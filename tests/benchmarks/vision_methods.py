@@ -316,7 +316,10 @@ def consistent(bench: Bench) -> None:
         ("consistency distillation", teacher, lambda step: 24),
         ("consistency training", None, None),
     ):
-        denoiser = GaussianDenoiser(copy.deepcopy(teacher.network), schedule, consistency(least))
+        network = copy.deepcopy(teacher.network)
+        for parameter in network.output.parameters():  # with sigma_data = 1 this reading is v's with the other sign
+            parameter.data.neg_()
+        denoiser = GaussianDenoiser(network, schedule, consistency(least, 1.0))
         objective = Consistency(
             denoiser, kernel, grid, count or curriculum(2 * STEPS, 10, 80), source, weight=plain, metric=None
         )
