@@ -31,7 +31,7 @@ from polydiff.core.adaptive import adaptive
 from polydiff.core.analytic import Analytic, PosteriorVariance, analytic_ddim, measure
 from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import bits_per_dim, elbo
-from polydiff.core.calibration import calibrate, trajectories
+from polydiff.core.calibration import Calibrated, calibrate, trajectories
 from polydiff.core.consistency import Consistency, consistency, consistency_sampler, curriculum, plain
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser, flow, v
@@ -82,6 +82,7 @@ OPTIONS = TrainingOptions(
     log_every=100,
     seed=SEED,
     cpu=True,
+    progress=False,
 )
 
 Model = tuple[GaussianDenoiser, Pixels]
@@ -98,7 +99,6 @@ class Bench:
         self.extractor = cached(self.data, extractor_options(), progress=False)
         self.real = metrics.extract(self.extractor, self.data.images)
         self.labels = torch.arange(options.samples) % self.data.num_classes
-        self.section: dict[str, Any] = {}
 
     # Models
 
@@ -176,9 +176,7 @@ class Bench:
         images, calls, seconds = self.samples(model, draw)
         found = {"method": method, "calls": calls, "FID": self.fid(images), "seconds": seconds} | facts
         print(f"  {method:34} {calls:7.1f} calls  FID {found['FID']:.4f}  {seconds:6.1f} s", flush=True)
-        rows = self.section.setdefault("FID", [])
-        rows[:] = [row for row in rows if (row["method"], row["calls"]) != (method, calls)] + [found]
-        self.keep()
+        self.keep(FID=[found])
 
     @torch.no_grad()
     def bits(self, model: Model, times: Tensor, analytic: PosteriorVariance | None = None, spread: float = -1) -> float:
@@ -199,13 +197,16 @@ class Bench:
             total.append(bits_per_dim(bound.total, kernel.dims(batch["x_0"])))
         return float(torch.cat(total).double().mean())
 
-    def keep(self) -> None:
-        """Write what there is."""
+    def keep(self, **facts: Any) -> None:
+        """Put figures into the results at once; rows of the table of FIDs take the place of older ones."""
         whole = json.loads(RESULT.read_text()) if RESULT.exists() else {}
         whole |= {"command": "python -m tests.benchmarks.vision_methods", "seed": SEED}
-        self.section |= {"samples": len(self.labels), "machine": machine()}
-        self.section["date"] = datetime.date.today().isoformat()
-        write_atomically(RESULT, json.dumps(whole | {self.data.name: self.section}, indent=1) + "\n")
+        section = whole.setdefault(self.data.name, {})
+        new = {(row["method"], row["calls"]): row for row in facts.pop("FID", [])}
+        old = [row for row in section.get("FID", []) if (row["method"], row["calls"]) not in new]
+        section |= facts | {"FID": old + list(new.values()), "samples": len(self.labels), "machine": machine()}
+        section["date"] = datetime.date.today().isoformat()
+        write_atomically(RESULT, json.dumps(whole, indent=1) + "\n")
 
 
 def widened(denoise: Callable[..., Belief], spread: float, x: Tensor, t: Any) -> Belief:
@@ -228,16 +229,16 @@ def samplers(bench: Bench) -> None:
     with torch.no_grad():
         denoise = model[0].given(model[1], label=batch["label"])
         table = measure(denoise, model[1], batch["x_0"], grids.uniform(100), generator=generator)
-    bench.section["held-out FID"] = bench.fid(bench.held_out.images)
+    bench.keep(**{"held-out FID": bench.fid(bench.held_out.images)})
     long = [1000] if bench.options.data == "digits" else []
     for n in [*BUDGETS, *long]:
         uniform, snr = grids.uniform(n), grids.log_snr(n, schedule)
-        bench.row(model, "DDPM, small variance", on(ancestral, uniform))
-        bench.row(model, "DDPM, large variance", partial(spread_draw, times=uniform, spread=1.0))
-        bench.row(model, "DDPM, analytic variance", partial(analytic_draw, times=uniform, table=table))
         bench.row(model, "DDIM", on(ddim, uniform))
+        bench.row(model, "DDPM, small variance", on(ancestral, uniform))
         if n == 1000:
             continue
+        bench.row(model, "DDPM, large variance", partial(spread_draw, times=uniform, spread=1.0))
+        bench.row(model, "DDPM, analytic variance", partial(analytic_draw, times=uniform, table=table))
         bench.row(model, "analytic DDIM", on(partial(analytic_ddim, table=table), uniform))
         bench.row(model, "Euler", on(euler, uniform))
         bench.row(model, "Heun", on(heun, grids.log_snr((n + 1) // 2, schedule)))
@@ -265,6 +266,11 @@ def spread_draw(denoise: Any, kernel: Any, x: Tensor, generators: Any, *, times:
     return ancestral(partial(widened, denoise, spread), kernel, x, times, generator=generators)
 
 
+def fitted_draw(denoise: Any, kernel: Any, x: Tensor, generators: Any, *, solver: Calibrated) -> Any:
+    """A calibrated solver on its own grid."""
+    return solver(denoise, kernel, x)
+
+
 def analytic_draw(denoise: Any, kernel: Any, x: Tensor, generators: Any, *, times: Tensor, table: Any) -> Any:
     """Ancestral sampling with the optimal reverse variance."""
     return ancestral(Analytic(denoise, kernel, times, table), kernel, x, times, generator=generators)
@@ -284,8 +290,7 @@ def calibrated(bench: Bench) -> None:
         solver = calibrate(*parts, n)
         facts = {"rmse": solver.rmse, "classical rmse": solver.rmse_start, "start": solver.start}
         facts["fit seconds"] = time.monotonic() - before
-        draw = on(lambda denoise, kernel, x, times, generator, s=solver: s(denoise, kernel, x), torch.zeros(0))
-        bench.row(model, "calibrated", draw, **facts)
+        bench.row(model, "calibrated", partial(fitted_draw, solver=solver), **facts)
 
 
 def distilled(bench: Bench) -> None:
@@ -316,14 +321,14 @@ def consistent(bench: Bench) -> None:
         ("consistency distillation", teacher, lambda step: 24),
         ("consistency training", None, None),
     ):
-        network = copy.deepcopy(teacher.network)
+        network: Any = copy.deepcopy(teacher.network)
         for parameter in network.output.parameters():  # with sigma_data = 1 this reading is v's with the other sign
             parameter.data.neg_()
         denoiser = GaussianDenoiser(network, schedule, consistency(least, 1.0))
         objective = Consistency(
-            denoiser, kernel, grid, count or curriculum(2 * STEPS, 10, 80), source, weight=plain, metric=None
+            denoiser, kernel, grid, count or curriculum(STEPS, 10, 80), source, weight=plain, metric=None
         )
-        found = bench.trained(name.replace(" ", "-"), objective, steps=2 * STEPS, learning_rate=5e-4)
+        found = bench.trained(name.replace(" ", "-"), objective, learning_rate=5e-4)
         for n in (1, 2):
             times = torch.tensor([1 - 1e-3, 0.6, 0.0] if n == 2 else [1 - 1e-3, 0.0], dtype=torch.float64)
             bench.row((found.denoiser, kernel), name, on(partial(consistency_sampler, t_min=T_MIN), times))
@@ -392,7 +397,7 @@ def likelihoods(bench: Bench) -> None:
     schedule = LearnedSchedule()
     vdm = bench.trained("vdm", VDM(GaussianDenoiser(bench.network(), schedule, v), Pixels(schedule, levels)))
     models["VDM"] = vdm.denoiser, vdm.kernel
-    rows = bench.section.setdefault("bits per dimension", {})
+    rows: dict[str, dict[int, float]] = {}
     for name, model in models.items():
         steps = (50, 200, 1000)
         rows[name] = {n: bench.bits(model, matched(n, model[1])) for n in steps}
@@ -405,7 +410,8 @@ def likelihoods(bench: Bench) -> None:
     with torch.no_grad():
         denoise = model[0].given(model[1], label=batch["label"])
         table = measure(denoise, model[1], batch["x_0"], grids.uniform(200), generator=generator)
-    variances = bench.section["bits per dimension by variance"] = {}
+    bench.keep(**{"bits per dimension": rows})
+    variances: dict[int, dict[str, float]] = {}
     for n in (10, 20, 50, 200):
         times = grids.uniform(n)
         variances[n] = {
@@ -414,8 +420,7 @@ def likelihoods(bench: Bench) -> None:
             "analytic": bench.bits(model, times, table),
         }
         print(f"  {n:4} " + "  ".join(f"{name} {bits:.4f}" for name, bits in variances[n].items()), flush=True)
-        bench.keep()
-    bench.keep()
+    bench.keep(**{"bits per dimension by variance": variances})
 
 
 def matched(n: int, kernel: Pixels) -> Tensor:
@@ -445,13 +450,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     bench = Bench(options)
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    bench.section = known.get(bench.data.name, {})
     for name in options.parts:
         if options.data == "digits" or name in UNTRAINED:
             print(name, flush=True)
             PARTS[name](bench)
-            bench.keep()
 
 
 if __name__ == "__main__":
