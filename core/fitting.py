@@ -151,6 +151,8 @@ class Fit:
             scale = 9 * self.errors.median().clamp_min(torch.finfo(torch.float64).tiny)
             loss = torch.log1p(self.errors / scale).mean()
             gradient, curvature = self.normal_equations(scale)
+            if not bool(curvature.diagonal().max() > 0):
+                return  # exact already, or nothing depends on the weights
             diagonal = curvature.diagonal().clamp_min(1e-12 * float(curvature.diagonal().max()))
             for _ in range(8):
                 step = torch.linalg.solve(curvature + torch.diag(self.damping * diagonal), gradient)
