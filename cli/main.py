@@ -23,6 +23,7 @@ METHODS = "run every method of the core on the smallest case of every domain, an
 COMMANDS = {
     "train": "train a model on a data set or on your own files",
     "sample": "draw from a trained model",
+    "calibrate": "fit solvers for few network calls to a trained model, and keep them with it",
     "evaluate": "measure a trained model against held-out data",
     "demo": "train, sample and evaluate something small; writes a page of results",
 }

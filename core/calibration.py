@@ -63,6 +63,7 @@ class Calibrated:
         start: the classical solver from which the fit began.
         rmse: root mean square error per dimension against the exact flow, on starts that the fit has not seen.
         rmse_start: the same of the best classical solver.
+        guidance: weight of classifier-free guidance of the denoiser it was fitted to; for whoever chooses a solver.
     """
 
     times: tuple[float, ...]
@@ -73,6 +74,7 @@ class Calibrated:
     start: str
     rmse: float
     rmse_start: float
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.times) - 1
@@ -81,7 +83,7 @@ class Calibrated:
         for name, table in (("states", self.states), ("beliefs", self.beliefs)):
             if [len(row) for row in table] != list(range(1, n + 1)):
                 raise ArgumentError(name, [len(row) for row in table], f"{n} rows of 1 ... {n} weights")
-        numbers = [*self.times, *self.alpha, *self.sigma, self.rmse, self.rmse_start]
+        numbers = [*self.times, *self.alpha, *self.sigma, self.rmse, self.rmse_start, self.guidance]
         numbers += [weight for row in self.states + self.beliefs for weight in row]
         if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
             raise ArgumentError("table", "something else", "finite floats")

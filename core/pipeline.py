@@ -3,6 +3,7 @@
     model.safetensors   the weights; float32 parameters may be stored in half precision and are read back as float32
     config.json         {"format_version": 1, "pipeline": "<class>", "weights": {"sha256": …}, "config": {…}}
     README.md           the model card
+    solver-<n>.json     optional: calibrated solvers for n network calls
 
 Such a folder may come from a stranger, so reading is strict and checks before it trusts: the configuration must fit the
 dataclass; no file may lie outside the folder; nothing in it names code; the model that the configuration asks for is
@@ -29,6 +30,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from .calibration import Calibrated
 from .checkpoints import read_json, sha256, write_tensors
 from .config import from_dict, to_dict
 from .errors import ArgumentError, CheckpointError, ConfigError, DataError
@@ -37,7 +39,7 @@ from .files import synchronise_folder, write_atomically
 __all__ = ["Card", "Pipeline"]
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD, SOLVERS = "model.safetensors", "config.json", "README.md", "solver-*.json"
 LARGEST_CONFIG = 1 << 20
 LARGEST_HEADER = 10_000_000
 SPARE_ELEMENTS = 1 << 26
@@ -111,6 +113,7 @@ class Pipeline(ABC, Generic[C]):
 
     Attributes:
         card: the text of the model card it was read with, if any; kept when it is saved again.
+        solvers: network calls -> the solver calibrated for that many, saved with the model.
     """
 
     config_class: ClassVar[type[Any]]
@@ -118,6 +121,7 @@ class Pipeline(ABC, Generic[C]):
     def __init__(self, config: C, model: nn.Module):
         self.config, self.model = config, model
         self.card: str | None = None
+        self.solvers: dict[int, Calibrated] = {}
 
     @classmethod
     @abstractmethod
@@ -169,6 +173,10 @@ class Pipeline(ABC, Generic[C]):
             synchronise_folder(folder)
             text = self.card if card is None and self.card else (card or Card(type(self).__name__)).markdown()
             write_atomically(folder / CARD, text)
+            for old in folder.glob(SOLVERS):
+                old.unlink()  # of the weights that were there
+            for calls, solver in self.solvers.items():
+                solver.save(folder / SOLVERS.replace("*", str(calls)))
             # Last, for it vouches for the weights: whoever reads between the replacements is told so, not fooled.
             whole = {"format_version": FORMAT_VERSION, "pipeline": type(self).__name__, "weights": {"sha256": digest}}
             write_atomically(folder / CONFIG, json.dumps(whole | {"config": config}, indent=2, allow_nan=False) + "\n")
@@ -207,6 +215,9 @@ class Pipeline(ABC, Generic[C]):
         pipeline = cls(config, model.eval().to(device))
         if (folder / CARD).exists():
             pipeline.card = _inside(root, folder / CARD).read_text(encoding="utf-8", errors="replace")
+        for path in sorted(folder.glob(SOLVERS)):
+            solver = Calibrated.load(_inside(root, path))
+            pipeline.solvers[len(solver.times) - 1] = solver
         return pipeline
 
     def push_to_hub(
@@ -283,7 +294,7 @@ def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD, SOLVERS]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(

@@ -14,7 +14,7 @@ from ..core.config import Invocation, Range
 from ..core.names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
 from ..core.options import TrainingOptions
 
-__all__ = ["Demo", "Evaluate", "Network", "Sample", "Train"]
+__all__ = ["Calibrate", "Demo", "Evaluate", "Network", "Sample", "Train"]
 
 Count = Annotated[int, Range(1, 10**9)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -93,8 +93,8 @@ class Sample:
     """Number of images."""
     steps: Annotated[int, Range(1, 100_000)] = 50
     """Steps of the sampler."""
-    sampler: SamplerName = "dpm-solver++"
-    """Algorithm."""
+    sampler: SamplerName | None = None
+    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "log-snr"
     """How the steps are spaced in time."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
@@ -138,8 +138,8 @@ class Evaluate:
     """Steps of that bound; more are tighter."""
     steps: Annotated[int, Range(1, 100_000)] = 50
     """Steps of the sampler."""
-    sampler: SamplerName = "dpm-solver++"
-    """Algorithm."""
+    sampler: SamplerName | None = None
+    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "log-snr"
     """How the steps are spaced in time."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
@@ -154,6 +154,34 @@ class Evaluate:
     """Decides every random choice."""
     out: Path = Path("runs/evaluation")
     """Folder for the results."""
+    config: Annotated[Path | None, Invocation()] = None
+    """Read options from this file, such as a run's config.json; flags given beside it win."""
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Fit solvers to a trained model, for few network calls, and keep them with it.
+
+    `sample` and `evaluate` use them from then on when --steps is one of --calls and --guidance the same. Needs no data:
+    solvers are fitted to the model's own flow from noise.
+    """
+
+    model: Path = Path("runs/vision")
+    """A folder with a model or a finished run; the solvers are written into it."""
+    calls: tuple[Annotated[int, Range(1, 200)], ...] = (5, 10)
+    """Network calls, a solver for each."""
+    guidance: Annotated[float, Range(0, 1e3)] = 1.0
+    """Weight of classifier-free guidance that the solvers are for."""
+    count: Annotated[int, Range(8, 10**6)] = 256
+    """Images to fit; half as many again to choose by."""
+    iterations: Annotated[int, Range(0, 1000)] = 15
+    """Of Gauss-Newton; 0 chooses the best classical solver."""
+    fine: Annotated[int, Range(10, 100_000)] = 50
+    """Steps of the fine solution, four network calls each."""
+    batch_size: Annotated[int, Range(1, 2**20)] = 128
+    """Images that pass through the network at once."""
+    seed: Seed = 0
+    """Decides the noise."""
     config: Annotated[Path | None, Invocation()] = None
     """Read options from this file, such as a run's config.json; flags given beside it win."""
 

@@ -154,7 +154,7 @@ class ImagePipeline(Pipeline[ImageConfig]):
         *,
         count: int | None = None,
         steps: int = 25,
-        sampler: Sampler = dpm_solver_pp_2m,
+        sampler: Sampler | None = None,
         grid: Grid = grids.log_snr,
         guidance: float = 1.0,
         seed: int = 0,
@@ -166,12 +166,16 @@ class ImagePipeline(Pipeline[ImageConfig]):
         if not isinstance(count, int) or count < 1:
             raise ArgumentError("count", count, "at least one image")
         for name, function in (("sampler", sampler), ("grid", grid)):
-            if not callable(function):
+            if not callable(function) and not (name == "sampler" and function is None):
                 raise ArgumentError(name, function, "a function, such as polydiff.core.ddim.ddim, core.grids.uniform")
         generators = example_generators(seed, 0, range(first, first + count))
         like = torch.zeros(count, *self.config.shape, device=self.device)
         denoise = self.given(labels, guidance)
         x = self.kernel.prior(like).sample(generators)
+        solver = self.solvers.get(steps)
+        if sampler is None and solver is not None and solver.guidance == guidance:
+            return solver(denoise, self.kernel, x)
+        sampler = dpm_solver_pp_2m if sampler is None else sampler
         return sampler(denoise, self.kernel, x, grid(steps, self.kernel.schedule), generator=generators)
 
     @torch.no_grad()
@@ -181,7 +185,7 @@ class ImagePipeline(Pipeline[ImageConfig]):
         *,
         count: int | None = None,
         steps: int = 25,
-        sampler: Sampler = dpm_solver_pp_2m,
+        sampler: Sampler | None = None,
         grid: Grid = grids.log_snr,
         guidance: float = 1.0,
         seed: int = 0,
@@ -196,7 +200,8 @@ class ImagePipeline(Pipeline[ImageConfig]):
             label: see `labels`.
             count: number of images.
             steps: intervals of the time grid.
-            sampler: `sampler(denoise, kernel, x, times)` -> steps, such as `core.ddim.ddim`.
+            sampler: `sampler(denoise, kernel, x, times)` -> steps, such as `core.ddim.ddim`; by default the solver
+                that was calibrated for so many steps and this guidance, where the model has one, else DPM-Solver++ 2M.
             grid: `grid(steps, schedule)` -> times, such as `core.grids.uniform`.
             guidance: weight of classifier-free guidance; 1 for none.
             seed: image i depends on (seed, first + i).

@@ -25,7 +25,7 @@ from .data import picture, pictures
 from .options import Evaluate, Sample
 from .pipeline import ImagePipeline
 
-__all__ = ["batches", "load_model", "main"]
+__all__ = ["batches", "load_model", "main", "model_folder"]
 
 
 def main(options: Sample) -> None:
@@ -68,13 +68,18 @@ def check_free(options: Sample) -> None:
             raise ArgumentError("--out", str(options.out), "a new folder: this one holds the results of other options")
 
 
+def model_folder(path: Path) -> Path:
+    """The folder of the model itself: the folder given, or `model` in that of a finished run."""
+    if path.is_dir() and (path / "model").is_dir():
+        return path / "model"
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        raise DataError(f"{path}: this run has not finished; go on with `polydiff train vision --out {path} --resume`")
+    return path
+
+
 def load_model(name: str) -> ImagePipeline:
     """A model by name, from a folder with a model, or from the folder of a finished run."""
-    path = Path(name)
-    if path.is_dir() and (path / "model").is_dir():
-        path = path / "model"
-    elif path.is_dir() and (path / "checkpoints").is_dir():
-        raise DataError(f"{path}: this run has not finished; go on with `polydiff train vision --out {path} --resume`")
+    path = model_folder(Path(name))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ImagePipeline.from_pretrained(path if path.is_dir() else name, device=device)
 
@@ -133,11 +138,12 @@ def _batch(
     labels: Sequence[int] | None,
     count: int,
     first: int,
-    sampler: SamplerName,
+    sampler: SamplerName | None,
     grid: GridName,
     common: dict[str, Any],
 ) -> Tensor:
-    return pipeline.sample(labels, count=count, first=first, sampler=SAMPLERS[sampler], grid=GRIDS[grid], **common)
+    algorithm = None if sampler is None else SAMPLERS[sampler]
+    return pipeline.sample(labels, count=count, first=first, sampler=algorithm, grid=GRIDS[grid], **common)
 
 
 _worker: list[ImagePipeline] = []

@@ -287,7 +287,7 @@ def calibrated(bench: Bench) -> None:
         parts.append([trajectories(model[0].given(model[1], label=label), model[1], x, steps=100)])
     for n in (5, 10):
         before = time.monotonic()
-        solver = calibrate(*parts, n)
+        solver = calibrate(parts[0], parts[1], n)
         facts = {"rmse": solver.rmse, "classical rmse": solver.rmse_start, "start": solver.start}
         facts["fit seconds"] = time.monotonic() - before
         bench.row(model, "calibrated", partial(fitted_draw, solver=solver), **facts)
