@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_it_is_the_default_for_its_number_of_calls_and_guidance_alone(model: Pat
 def test_guidance_is_that_of_the_fit_and_noise_that_of_the_seed(model: Path) -> None:
     pipeline = ImagePipeline.from_pretrained(model)
     (plain,) = solvers(pipeline, OPTIONS)
-    (guided,) = solvers(pipeline, Calibrate(**(vars(OPTIONS) | {"guidance": 3.0})))
+    (guided,) = solvers(pipeline, replace(OPTIONS, guidance=3.0))
     assert plain == pipeline.solvers[3]
     assert (plain.guidance, guided.guidance) == (1.0, 3.0)
     assert plain.beliefs != guided.beliefs

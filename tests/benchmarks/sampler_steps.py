@@ -1,0 +1,194 @@
+"""What every sampler adds to its own arithmetic, per network call at 64 x 3 x 32 x 32 on the CPU.
+
+    python -m tests.benchmarks.sampler_steps
+
+The network is null. A first run records which states are combined with which numbers; the bare loop repeats exactly
+that arithmetic (the same fused additions, the same draws of noise) from the recorded list of known numbers. `extra` is
+the sampler's time beyond it from the second step on; the first, in which the table of the whole grid is made, counts as
+`grid`. Both run by turns in one process on one thread; figures are medians over the repetitions, per network call. The
+norms of the predictor-corrector are not sums of states and count as extra; the adaptive solver, which chooses its own
+steps, is left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polydiff.core import grids
+from polydiff.core.denoisers import GaussianDenoiser, eps, index
+from polydiff.core.files import write_atomically
+from polydiff.core.gaussian import Gaussian
+from polydiff.core.machine import machine
+from polydiff.core.methods import SAMPLERS
+from polydiff.core.noise import ZERO, Isotropic
+from polydiff.core.sampling import last
+from polydiff.core.schedules import Tabulated
+
+from .sampler_overhead import Null
+
+RESULT = Path(__file__).parent / "results" / "sampler_steps.json"
+SHAPE, STEPS, T, SEED, REPETITIONS = (64, 3, 32, 32), 50, 1000, 0, 9
+GOAL = 60.0
+"""Microseconds."""
+
+Operation = tuple[int, list[tuple[float | Tensor, int]]]
+"""(where the result goes, [(number, where the state is)]); no terms for a draw of noise."""
+
+
+class Recording(Isotropic):
+    """Isotropic noise that writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Tensor] = []
+        self.operations: list[Operation] = []
+
+    def place(self, x: Tensor) -> int:
+        """The number of a state; tensors are kept alive, so that no two share an id."""
+        for number in range(len(self.kept) - 1, -1, -1):
+            if self.kept[number] is x:
+                return number
+        self.kept.append(x)
+        return len(self.kept) - 1
+
+    def combine(self, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
+        result = super().combine(*terms)
+        weights: dict[int, float | Tensor] = {}
+        for number, x in terms:
+            number = (
+                number if isinstance(number, float) else torch.as_tensor(number, dtype=x.dtype).reshape(-1, 1, 1, 1)
+            )
+            weights[self.place(x)] = weights.get(self.place(x), 0.0) + number
+        self.operations.append((self.place(result), [(number, place) for place, number in weights.items()]))
+        return result
+
+    def draw(self, like: Tensor, generator: Any = None) -> Tensor:
+        result = super().draw(like, generator)
+        self.operations.append((self.place(result), []))
+        return result
+
+
+def bare(operations: list[Operation], given: dict[int, Tensor], generator: torch.Generator) -> Callable[[], None]:
+    """The loop over the recorded arithmetic; states are dropped after their last use, as in the sampler."""
+    last_use = {place: i for i, (_, terms) in enumerate(operations) for _, place in terms}
+    plan = []
+    for i, (out, terms) in enumerate(operations):
+        plan.append((out, terms, [place for _, place in terms if last_use[place] == i and place not in given]))
+
+    def run() -> None:
+        states = dict(given)
+        for out, terms, done in plan:
+            if not terms:
+                states[out] = torch.randn(SHAPE, generator=generator)
+                continue
+            (number, place), *rest = terms
+            if isinstance(number, Tensor):
+                result = states[place] * number
+            elif number == 1.0 and rest and not isinstance(rest[0][0], Tensor):
+                result = torch.add(states[place], states[rest[0][1]], alpha=rest[0][0])
+                rest = rest[1:]
+            else:
+                result = torch.add(ZERO, states[place], alpha=number)
+            for number, place in rest:
+                if isinstance(number, Tensor):
+                    result.addcmul_(states[place], number)
+                else:
+                    result.add_(states[place], alpha=number)
+            for place in done:
+                states.pop(place, None)
+            states[out] = result
+
+    return run
+
+
+def timed(steps: Iterator[Any]) -> tuple[float, float, int]:
+    """(seconds of the first step, seconds of all others, their number)."""
+    before = time.perf_counter()
+    next(steps)
+    middle = time.perf_counter()
+    rest = sum(1 for _ in steps)
+    return middle - before, time.perf_counter() - middle, rest
+
+
+def measure(name: str) -> dict[str, float]:
+    """One sampler: microseconds per network call."""
+    generator = torch.Generator().manual_seed(SEED)
+    x, output = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+    schedule = Tabulated.from_betas(torch.linspace(1e-4, 0.02, T))
+    network = Null(output)
+    denoiser, times = GaussianDenoiser(network, schedule, eps, index(T)), grids.leading(STEPS, T)
+    calls = 0
+
+    def count(module: Any, arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    recording = Recording()
+    given = {recording.place(x): x, recording.place(output): output}
+    hook = network.register_forward_pre_hook(count)
+    kernel = Gaussian(schedule, recording)
+    last(SAMPLERS[name](denoiser.given(kernel), kernel, x, times, generator=generator))
+    hook.remove()
+    kernel = Gaussian(schedule)
+    loop = bare(recording.operations, given, generator)
+    found: list[tuple[float, float, float]] = []
+    for repetition in range(REPETITIONS + 1):
+        before = time.perf_counter()
+        loop()
+        arithmetic = (time.perf_counter() - before) / calls
+        first, rest, steps = timed(SAMPLERS[name](denoiser.given(kernel), kernel, x, times, generator=generator))
+        # Calls are shared out evenly over the steps, the first included.
+        step = rest / steps * (steps + 1) / calls
+        if repetition > 0:
+            found.append((1e6 * arithmetic, 1e6 * step, 1e6 * (first - rest / steps)))
+    arithmetic, whole, grid = (statistics.median(column) for column in zip(*found, strict=True))
+    extra = statistics.median(step - bare for bare, step, _ in found)
+    return {
+        "calls": calls,
+        "arithmetic_us": arithmetic,
+        "sampler_us": whole,
+        "extra_us": extra,
+        "grid_us": grid,
+        "goal_us": GOAL,
+    }
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    torch.set_num_threads(1)
+    rows = {}
+    print(
+        f"{'sampler':22}{'calls':>6}{'arithmetic':>12}{'sampler':>10}{'extra':>8}{'grid':>10}  microseconds per call, grid once"
+    )
+    with torch.no_grad():
+        for name in SAMPLERS:
+            if name == "adaptive":
+                continue
+            row = rows[name] = measure(name)
+            print(
+                f"{name:22}{row['calls']:6.0f}{row['arithmetic_us']:12.0f}{row['sampler_us']:10.0f}"
+                f"{row['extra_us']:8.0f}{row['grid_us']:10.0f}"
+            )
+    whole = {
+        "command": "python -m tests.benchmarks.sampler_steps",
+        "seed": SEED,
+        "shape": SHAPE,
+        "steps": STEPS,
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "samplers": rows,
+    }
+    write_atomically(RESULT, json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
