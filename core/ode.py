@@ -92,16 +92,18 @@ def heun(
     inner = slice(1, -1)
     slope = line(k[inner], step[:-1] / 2, torch.zeros_like(k[inner]), da, alpha[inner], sigma[inner])
     table = columns(times[:-1], times[1:], *whole)
-    corrections = columns(*(weight[:-1] for weight in half), *slope)
+    # The predicted state is itself a sum of x and the first belief, so its weight is shared out to these.
+    carried = (weight[:-1] + slope[0] * first[:-1] for weight, first in zip(half, whole, strict=True))
+    corrections = columns(*carried, slope[1])
     for (t, s, a, b), correction in zip_longest(zip(*table, strict=True), zip(*corrections, strict=True)):
         belief = denoise(x, t)
         predicted = kernel.combine((a, x), *belief.times(b))
         if correction is None:
             x = predicted
         else:
-            c, d, e, f = correction
+            c, d, e = correction
             corrected = denoise(predicted, s)
-            x = kernel.combine((c, x), *belief.times(d), (e, predicted), *corrected.times(f))
+            x = kernel.combine((c, x), *belief.times(d), *corrected.times(e))
         yield Step(s, x, belief)
 
 
