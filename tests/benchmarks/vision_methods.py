@@ -293,13 +293,18 @@ def calibrated(bench: Bench) -> None:
         bench.row(model, "calibrated", partial(fitted_draw, solver=solver), **facts)
 
 
+def learner(denoiser: GaussianDenoiser) -> Any:
+    """A copy of its network that can be trained."""
+    return copy.deepcopy(denoiser.network).requires_grad_()
+
+
 def distilled(bench: Bench) -> None:
     """Progressive distillation of the base model from 64 steps to 1; each round a third of the common budget."""
     teacher, kernel = bench.base()
     times = grids.uniform(TEACHER_STEPS)
     bench.row((teacher, kernel), "teacher (DDIM)", on(ddim, times))
     for grid in halvings(times):
-        student = copy.deepcopy(teacher).requires_grad_()
+        student = GaussianDenoiser(learner(teacher), kernel.schedule, v)
         objective = Distillation(student, teacher, kernel, grid)
         n = (len(grid) - 1) // 2
         teacher = bench.trained(f"distilled-{n}", objective, steps=STEPS // 3, learning_rate=5e-4).denoiser
@@ -321,7 +326,7 @@ def consistent(bench: Bench) -> None:
         ("consistency distillation", teacher, lambda step: 24),
         ("consistency training", None, None),
     ):
-        network: Any = copy.deepcopy(teacher.network)
+        network = learner(teacher)
         for parameter in network.output.parameters():  # with sigma_data = 1 this reading is v's with the other sign
             parameter.data.neg_()
         denoiser = GaussianDenoiser(network, schedule, consistency(least, 1.0))
@@ -344,7 +349,7 @@ def rectified(bench: Bench) -> None:
     for n in (1, 4, 10, 20):
         bench.row((found.denoiser, kernel), "rectified flow (Euler)", on(euler, grids.uniform(n)))
     pairs = Pairs(found.denoiser, kernel, bench.data, 4096)
-    again = GaussianDenoiser(copy.deepcopy(found.denoiser.network), schedule, flow)
+    again = GaussianDenoiser(learner(found.denoiser), schedule, flow)
     objective = objectives.Denoising(again, kernel, objectives.flow_velocity)
     second = bench.trained("reflow", objective, pairs, learning_rate=1e-3)
     for n in (1, 4):
@@ -385,6 +390,10 @@ def likelihoods(bench: Bench) -> None:
     }
     law = LogSnrUniform()
     models["likelihood weighting"] = bench.denoising("likelihood", law.weight(objectives.likelihood), law)
+    late = LogSnrUniform(low=1 / 50)
+    models["likelihood weighting, t > 1/50"] = bench.denoising(
+        "likelihood-50", late.weight(objectives.likelihood), late
+    )
     times = grids.uniform(50)
     hybrid = Hybrid(
         GaussianDenoiser(bench.network(2), cosine, v, learned_range=True),
@@ -401,7 +410,7 @@ def likelihoods(bench: Bench) -> None:
     for name, model in models.items():
         steps = (50, 200, 1000)
         rows[name] = {n: bench.bits(model, matched(n, model[1])) for n in steps}
-        print(f"  {name:24} " + "  ".join(f"{n}: {bits:.4f}" for n, bits in rows[name].items()), flush=True)
+        print(f"  {name:32} " + "  ".join(f"{n}: {bits:.4f}" for n, bits in rows[name].items()), flush=True)
     for n in BUDGETS:
         bench.row(models["learned variance"], "DDPM, learned variance", on(ancestral, grids.uniform(n)))
     model = models["velocity"]
