@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-READMES = [ROOT / "README.md", ROOT / "vision" / "README.md"]
+READMES = [ROOT / "README.md", ROOT / "core" / "README.md", ROOT / "vision" / "README.md"]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -110,12 +110,87 @@ def training_resume(found: dict[str, Any]) -> str:
     return markdown(["interruption", "resumed and equal bit for bit"], rows) + source("training_resume", found)
 
 
+def samplers(found: dict[str, Any]) -> str:
+    """Solvers beside diffusers, k-diffusion's formulas and azula on exact denoisers."""
+    rows = []
+    for line in found["summary"]:
+        name = f"{line['calls']} calls, " + ("all" if line["D"] is None else f"D = {line['D']}")
+        errors = (f"{line[side]:.2g}" for side in ("theirs", "classical", "calibrated"))
+        ratios = (f"{line[key]:.2f}" for key in ("ratio", "ratio_median", "ratio_swd"))
+        rows.append([name, *errors, *ratios])
+    head = ["rmse against the exact flow", "best peer", "our classical", "calibrated"]
+    head += ["ratio", "of medians", "of sliced Wasserstein"]
+    worst = max(line["worst_shared"] for line in found["summary"])
+    count = max(line["problems"] for line in found["summary"])
+    note = (
+        f"\nGeometric means over {count} problems. Solvers that both sides have, on the same grid: ours are at most "
+        f"{worst:.4f} times theirs.\n"
+    )
+    return markdown(head, rows) + note + source("samplers", found)
+
+
+def vision_methods(found: dict[str, Any]) -> str:
+    """Feature FID by method and network calls, on each data set."""
+    parts = []
+    for name in (name for name in ("digits", "fashion-mnist") if name in found):
+        section, table = found[name], {}
+        for row in section["FID"]:
+            table.setdefault(row["method"], []).append((row["calls"], row["FID"]))
+        rows = [
+            [method, ", ".join(f"{fid:.4f} ({calls:.0f})" for calls, fid in sorted(cells))]
+            for method, cells in table.items()
+        ]
+        head = [f"{name}: {section['samples']} samples", "feature FID (network calls)"]
+        parts.append(markdown(head, rows))
+        if "held-out FID" in section:
+            parts.append(f"\nHeld-out images: {section['held-out FID']:.4f}.\n\n")
+    return "".join(parts) + source("vision_methods", found)
+
+
+def vision_bits(found: dict[str, Any]) -> str:
+    """Bits per dimension of the digits by objective and by reverse variance."""
+    rows = [
+        [name, *(f"{bits:.3f}" for bits in by_steps.values())]
+        for name, by_steps in found["digits"]["bits per dimension"].items()
+    ]
+    steps = list(next(iter(found["digits"]["bits per dimension"].values())))
+    text = markdown(["objective; bits/dim by steps of the bound", *steps], rows) + "\n"
+    variances = found["digits"]["bits per dimension by variance"]
+    rows = [[kind, *(f"{variances[n][kind]:.3f}" for n in variances)] for kind in ("small", "large", "analytic")]
+    text += markdown(["reverse variance (`velocity` model)", *variances], rows)
+    return text + source("vision_methods", found)
+
+
+def sampler_steps(found: dict[str, Any]) -> str:
+    """What samplers add to their own arithmetic."""
+    rows = [
+        [name, *(f"{row[key]:.0f}" for key in ("arithmetic_us", "sampler_us", "extra_us", "grid_us"))]
+        for name, row in found["samplers"].items()
+    ]
+    head = ["microseconds per network call", "bare arithmetic", "sampler", "extra", "once per grid"]
+    return markdown(head, rows) + source("sampler_steps", found)
+
+
+def mutants(found: dict[str, Any]) -> str:
+    """The mutation score."""
+    row = [f"{found['killed']} of {found['mutants']}"]
+    text = markdown(["textbook bugs injected into `core/`", "killed by its tests"], [["all modules", *row]])
+    return text + f"\n`{found['command']}`: `tests/benchmarks/results/mutants.json`.\n"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_quality": vision_quality,
     "vision_speed": vision_speed,
     "sampler_overhead": sampler_overhead,
     "training_resume": training_resume,
+    "samplers": samplers,
+    "vision_methods": vision_methods,
+    "vision_bits": vision_bits,
+    "sampler_steps": sampler_steps,
+    "mutants": mutants,
 }
+FILES = {"vision_bits": "vision_methods"}
+"""Tables whose results lie in a file of another name."""
 
 
 def filled(text: str) -> str:
@@ -123,7 +198,7 @@ def filled(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
-        found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        found = json.loads((RESULTS / f"{FILES.get(name, name)}.json").read_text(encoding="utf-8"))
         return match[1] + TABLES[name](found) + match[3]
 
     return PLACE.sub(table, text)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy import integrate
 from torch import Tensor
 
+from polydiff.core import spaces
 from polydiff.core.calibration import Calibrated, Trajectories, calibrate, trajectories
-from polydiff.core.candidates import SPACES, Candidate, candidates, multistep, of_ratio, of_share
+from polydiff.core.candidates import Candidate, bent, candidates
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.core.fitting import Fit, fine, rms, squared_errors, table_rows
 from polydiff.core.gaussian import Belief, Coupled, Gaussian
 from polydiff.core.kernel import Time
+from polydiff.core.multistep import exponential_adams_bashforth
 from polydiff.core.noise import Centred, Diagonal
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
+from polydiff.core.spaces import data, ratio, share, straight
 from polydiff.core.tableau import follow
 from tests.problems import Clouds, GaussianData, MixtureData
 
@@ -43,7 +44,7 @@ def starts(calls: int) -> tuple[Candidate, ...]:
 
 def some(schedule: Schedule, calls: int) -> list[Candidate]:
     """Two of the candidates, where the start does not matter."""
-    names = [f"{space}, order 2, polynomial in share 0.4, grid uniform in share 0.4" for space in ("x0", "flow")]
+    names = [f"{space}, order 2, polynomial in share 0.4, grid uniform in share 0.4" for space in ("data", "straight")]
     return [table for table in candidates(schedule, 1.0, calls) if table.name in names]
 
 
@@ -80,60 +81,52 @@ def test_the_mixture_flow_agrees() -> None:
 
 
 def test_candidates_contain_the_published_solvers() -> None:
-    """One call is DDIM in x0 and eps space; order 2 in x0 space and almost log-SNR is as good as DPM-Solver++ 2M."""
+    """One call is DDIM in data and noise space; order 2 in data space, almost log-SNR, is as good as DPM-Solver++ 2M."""
     x, denoise = noise(16, 5), DATA.denoise(LINEAR)
-    found = [table for table in candidates(LINEAR.schedule, 1.0, 1) if not table.name.startswith("flow")]
+    found = [table for table in candidates(LINEAR.schedule, 1.0, 1) if not table.name.startswith("straight")]
     assert len(found) > 4
     for table in found:
         rows = table_rows(table.times.tolist(), table.states.tolist(), table.beliefs.tolist())
         ends = last(follow(rows, denoise, LINEAR, x))
         torch.testing.assert_close(ends, last(ddim(denoise, LINEAR, x, table.times)), rtol=1e-8, atol=1e-8)
     tables = {table.name: table for table in candidates(LINEAR.schedule, 1.0, 24)}
-    table = tables["x0, order 2, polynomial in ratio 0.05, grid uniform in ratio 0.05"]
+    table = tables["data, order 2, polynomial in ratio 0.05, grid uniform in ratio 0.05"]
     batch = mixture(64, 6)
     theirs = last(dpm_solver_pp_2m(denoise, LINEAR, batch.x, table.times))
     assert rms([batch], table) < 2 * float((theirs - batch.target).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("schedule", [LinearBeta(), RectifiedFlow()], ids=repr)
-@pytest.mark.parametrize("space", ["eps", "x0", "flow"])
-def test_the_weights_integrate_polynomials(space: str, schedule: Schedule) -> None:
-    """Readings r = tau^p, p < order, are integrated over v exactly, v the space's own variable."""
-    start = 1.0 if space != "eps" else 0.99  # eps space needs alpha > 0
-    times = torch.tensor([start, 0.8, 0.55, 0.4, 0.15, 0.0], dtype=torch.float64)
-    a, b = (number.numpy() for number in schedule(times))
-    u = b / (a + b)
-    variable = {"eps": lambda u: u / (1 - u), "x0": lambda u: (1 - u) / u, "flow": lambda u: u}[space]
-    k = {"eps": a, "x0": b, "flow": a + b}[space]
-    of_belief = {"eps": -a[:-1] / b[:-1], "x0": 0 * a[:-1] + 1, "flow": -a[:-1] / b[:-1] - 1}[space]
-    of_state = {"eps": 1 / b[:-1], "x0": 0 * a[:-1], "flow": 1 / b[:-1]}[space]
-    for clock in (of_share(0.3), of_ratio(0.3)):
-        if a[0] == 0 and clock.name.startswith("ratio"):
-            continue
-        tau = clock.there(u)
-        for order in (1, 2, 3, 4):
-            states, beliefs = multistep(SPACES[space], clock, order, a, b)
-            for i in range(len(times) - 1 - (space == "x0")):
-                used = range(max(0, i + 1 - order), i + 1)
-                weights = [beliefs[i, j] / (k[i + 1] * of_belief[j]) for j in used]
-                for j, weight in zip(used, weights, strict=True):
-                    own = k[i + 1] / k[i] if j == i else 0.0
-                    assert states[i, j] == pytest.approx(own + k[i + 1] * weight * of_state[j], abs=1e-9)
-                for p in range(len(used)):
-                    exact, _ = integrate.quad(
-                        lambda at, p=p, clock=clock: float(clock.there(np.array(inverse_of(space, at)))) ** p,
-                        float(variable(u[i])),
-                        float(variable(u[i + 1])),
-                        epsabs=1e-12,
-                        limit=200,
-                    )
-                    found = sum(weight * tau[j] ** p for j, weight in zip(used, weights, strict=True))
-                    assert found == pytest.approx(exact, rel=1e-7, abs=1e-8)
+def test_a_table_is_the_multistep_solver_that_its_name_says() -> None:
+    """The weights themselves are tested with `multistep`; here the order, the clock and the place in the table."""
+    x, denoise = noise(16, 5), DATA.denoise(LINEAR)
+    for label, space, level, c in (
+        ("data", data, share, 0.4),
+        ("noise", spaces.noise, share, 10.0),
+        ("straight", straight, ratio, 0.2),
+    ):
+        name = f"{label}, order 3, polynomial in {level.__name__} {c}, grid uniform in ratio 0.2"
+        (table,) = (table for table in starts(9) if table.name == name)
+        clock = partial(arcsinh_of, level, c)
+        options: Any = {"space": space, "clock": clock, "order": 3, "taper": False}
+        theirs = last(exponential_adams_bashforth(denoise, LINEAR, x, table.times, **options))
+        rows = table_rows(table.times.tolist(), table.states.tolist(), table.beliefs.tolist())
+        torch.testing.assert_close(last(follow(rows, denoise, LINEAR, x)), theirs, rtol=1e-9, atol=1e-9)
 
 
-def inverse_of(space: str, v: float) -> float:
-    """u of the space's variable."""
-    return {"eps": v / (1 + v), "x0": 1 / (1 + v), "flow": v}[space]
+@pytest.mark.parametrize("level", [share, ratio])
+def test_grids_are_uniform_in_their_clock(level: Any) -> None:
+    grid = bent(level, 0.2)
+    table = next(table for table in starts(7) if table.name.endswith(f"grid uniform in {grid.name}"))
+    half = LINEAR.schedule.log_snr(table.times) / 2
+    tau = grid.clock(LINEAR.schedule, half)
+    torch.testing.assert_close(tau, torch.linspace(float(tau[0]), 0.0, 8, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(tau, arcsinh_of(level, 0.2, LINEAR.schedule, half))
+
+
+def arcsinh_of(level: Any, c: float, schedule: Schedule, half: Tensor) -> Tensor:
+    """arcsinh(w/c) by its logarithm."""
+    w = level(schedule, half) / c
+    return (w + (w**2 + 1).sqrt()).log()
 
 
 def test_the_jacobian() -> None:
