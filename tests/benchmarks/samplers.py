@@ -53,8 +53,8 @@ from tests.problems import MixtureData
 
 DIMENSIONS, SEEDS, CALLS, COUNT = (2, 16, 64), (0, 1, 2, 3, 4), (5, 10, 20, 50), 1024
 FRESH, ROUGH, ADMITTED, FINALISTS = 4096, 192, 60, 6
-"""Trajectories of the figures, and of the first look at all choices of the peers; how many go on to all `COUNT`, and how
-many of their best solvers to the figures."""
+"""Trajectories of the figures, and of the first look at all choices of the peers; how many choices go on to all `COUNT`,
+and how many of the best solvers among them to the figures."""
 FITS: dict[int, dict[str, int]] = {
     5: {"iterations": 45, "rivals": 4},
     10: {"iterations": 45, "rivals": 3},
@@ -112,7 +112,7 @@ def figures(y: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def peers(data: MixtureData, tuning: Trajectories, test: Trajectories, calls: int) -> dict[str, dict[str, Any]]:
-    """Solvers of every library with the options that are best on `tuning`, of those admitted; the finalists on `test` too."""
+    """The solvers admitted, with the options that are best on `tuning`; the finalists also on `test`."""
     oracle = Oracle(data)
     rough = tuning._replace(x=tuning.x[:ROUGH], target=tuning.target[:ROUGH])
     choices = [

@@ -81,7 +81,7 @@ def test_the_mixture_flow_agrees() -> None:
 
 
 def test_candidates_contain_the_published_solvers() -> None:
-    """One call is DDIM in data and noise space; order 2 in data space, almost log-SNR, is as good as DPM-Solver++ 2M."""
+    """One call is DDIM in data and noise space; order 2 in data space, near log-SNR, is as good as DPM-Solver++ 2M."""
     x, denoise = noise(16, 5), DATA.denoise(LINEAR)
     found = [table for table in candidates(LINEAR.schedule, 1.0, 1) if not table.name.startswith("straight")]
     assert len(found) > 4
