@@ -53,8 +53,8 @@ from tests.problems import MixtureData
 
 DIMENSIONS, SEEDS, CALLS, COUNT = (2, 16, 64), (0, 1, 2, 3, 4), (5, 10, 20, 50), 1024
 FRESH, ROUGH, ADMITTED, FINALISTS = 4096, 192, 60, 6
-"""Trajectories of the figures, and of the first look at all choices of the peers; how many choices go on to all `COUNT`,
-and how many of the best solvers among them to the figures."""
+"""Trajectories of the figures, and of the first look at all choices of the peers; how many choices go on to
+all `COUNT`, and how many of the best solvers among them to the figures."""
 FITS: dict[int, dict[str, int]] = {
     5: {"iterations": 45, "rivals": 4},
     10: {"iterations": 45, "rivals": 3},
