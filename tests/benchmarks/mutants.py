@@ -3,8 +3,8 @@
     python -m tests.benchmarks.mutants [--only NAME ...] [--jobs N]
 
 The bugs are those of `_mutants`. For each one, its module is changed in a copy of the repository, and pytest runs the
-core's tests on the copy until the first failure: those of the module itself, then those that import it, then the rest.
-Tests of files, options and processes, which know no mathematics, are left out. A mutant is
+core's tests on the copy until the first failure: those of the module itself, then, in another process, those that
+import it and the rest. Tests of files, options and processes, which know no mathematics, are left out. A mutant is
 
     killed      if a test fails,
     survived    if none does, or if 60 seconds of processor time do not suffice to tell,
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -116,14 +117,15 @@ def mutated(mutant: Mutant, source: str) -> str:
     return result
 
 
-def files_for(module: str) -> list[str]:
-    """The files of tests, those nearest to a module first."""
+def files_for(module: str) -> tuple[list[str], list[str]]:
+    """The files of tests: those about a module, and the others, which import it or not, in this order."""
     found = {path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests" / "core").glob("test_*.py"))}
     own = [name for name in TESTED_IN.get(module, [module]) if name in found]
     rest = [name for name in found if name not in LEFT_OUT and name not in own]
     imports = {name: f"polydiff.core.{module} " in found[name].read_text(encoding="utf-8") for name in rest}
-    order = own + sorted(rest, key=lambda name: (not imports[name], found[name].stat().st_size))
-    return [f"tests/core/test_{name}.py" for name in order]
+    rest.sort(key=lambda name: (not imports[name], found[name].stat().st_size))
+    first, second = ([f"tests/core/test_{name}.py" for name in names] for names in (own, rest))
+    return first, second
 
 
 def copied(folder: Path) -> Path:
@@ -140,10 +142,11 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def tested(folder: Path, files: Sequence[str], limit: int | None, report: Path) -> None:
+def tested(folder: Path, files: Sequence[str], limit: float, report: Path) -> None:
     """Runs pytest in a copy, in this process, and writes the outcome as JSON."""
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+    if limit < math.inf:
+        seconds = max(1, math.ceil(limit))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     os.chdir(folder)
     output = os.open(report.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -167,25 +170,35 @@ def tested(folder: Path, files: Sequence[str], limit: int | None, report: Path) 
     os._exit(0)
 
 
-def run(folder: Path, module: str, limit: int | None) -> Outcome:
-    """The tests on a copy as it stands."""
+def run(folder: Path, module: str, limit: float = math.inf) -> Outcome:
+    """The tests on a copy as it stands; in two parts, so that most bugs do not wait for all tests to be collected."""
+    outcome, spent = Outcome("survived", "", 0.0), 0.0
+    for files in filter(None, files_for(module)):
+        outcome = part(folder, files, limit - spent)
+        spent += outcome.seconds
+        if outcome.status != "survived" or outcome.by:
+            break
+    return outcome._replace(seconds=round(spent, 1))
+
+
+def part(folder: Path, files: list[str], limit: float) -> Outcome:
+    """Some of the tests, in a process of their own."""
     report = folder / "outcome.json"
     report.unlink(missing_ok=True)
-    arguments = (folder, files_for(module), limit, report)
-    process = multiprocessing.get_context("forkserver").Process(target=tested, args=arguments)
+    process = multiprocessing.get_context("forkserver").Process(target=tested, args=(folder, files, limit, report))
     process.start()
     # Processor time is what counts; this is for a run that waits for something.
     process.join(20 * LIMIT)
     if process.is_alive():
         process.kill()
         process.join()
-        return Outcome("survived", "it waits for ever", float(LIMIT))
+        return Outcome("survived", "it waits for ever", 0.0)
     if not report.exists():
-        spent = process.exitcode == -signal.SIGXCPU
-        return Outcome("survived" if spent else "broken", "time is up" if spent else "the run crashed", float(LIMIT))
+        late = process.exitcode == -signal.SIGXCPU
+        return Outcome("survived", "time is up", limit) if late else Outcome("broken", "the run crashed", 0.0)
     found = json.loads(report.read_text())
     status = {0: "survived", 1: "killed"}.get(found["status"], "broken")
-    return Outcome(status, found["failed"], round(found["seconds"], 1))
+    return Outcome(status, found["failed"], found["seconds"])
 
 
 def judged(mutant: Mutant, folder: Path) -> Outcome:
@@ -274,7 +287,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folders = [copied(Path(temporary).resolve() / str(i)) for i in range(max(1, options.jobs))]
-        sound = run(folders[0], "schedules", None)
+        sound = run(folders[0], "schedules")
         print(f"without a bug: {'passed' if sound.status == 'survived' else sound}, {sound.seconds} s", flush=True)
         if sound.status != "survived":
             print((folders[0] / "outcome.log").read_text(encoding="utf-8")[-3000:])
