@@ -61,7 +61,6 @@ TESTED_IN = {
     "ancestral": ["samplers"],
     "ddim": ["samplers"],
     "dpm_solver": ["multistep", "samplers"],
-    "ema": ["training"],
     "gaussian": ["laws", "distributions"],
     "categorical": ["laws", "distributions"],
     "product": ["product", "laws"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks._mutants import MUTANTS
-from tests.benchmarks.mutants import ROOT, files_for, mutated
+from tests.benchmarks.mutants import LEFT_OUT, ROOT, files_for, mutated
 
 
 def test_names_are_unique():
@@ -25,6 +25,8 @@ def test_the_files_of_tests_are_there(module):
     first, rest = files_for(module)
     files = first + rest
     assert len(files) == len(set(files)) > 20 and all(Path(ROOT, name).is_file() for name in files)
+    # Every file is among those that must pass without a bug.
+    assert not {f"tests/core/test_{name}.py" for name in LEFT_OUT} & set(files)
 
 
 def test_a_bug_whose_text_has_gone_is_an_error():
