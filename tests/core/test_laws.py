@@ -132,6 +132,19 @@ def test_the_prior_is_where_the_chain_ends(case: Case) -> None:
             torch.testing.assert_close(law.mean, kernel.log_pi.exp().expand(*x_0.shape, kernel.K), rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_likelihood_is_the_flat_posterior(name: str) -> None:
+    """q(x_t | x_0) as a density of x_0, with the belief where x_t/alpha is: normalised by alpha^d."""
+    for law in (isotropic, centred):
+        kernel, x_0 = law(SCHEDULES[name]())
+        t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+        x_t = kernel.marginal(x_0, t).sample(seeded(0))
+        alpha, _ = kernel.schedule(t)
+        decoder = kernel.likelihood(Belief.sum(kernel.combine, (1 / alpha, x_t)), t)
+        expected = kernel.marginal(x_0, t).log_prob(x_t) + kernel.dims(x_0) * alpha.log()
+        torch.testing.assert_close(decoder.log_prob(x_0), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_conclusion_is_the_mean_or_a_draw(case: Case) -> None:
     for kernel, x_0 in parts(case):
         belief = doubtful(Case(kernel, x_0))
