@@ -227,6 +227,10 @@ def test_table_interpolates_and_travels_as_json() -> None:
     torch.testing.assert_close(table.at(known), torch.tensor(table.squares, dtype=torch.float64))
     single = PosteriorVariance((0.0,), (0.4,), 2.0)
     assert single.at(torch.tensor([-5.0, 0.0])).tolist() == pytest.approx([0.2, 0.2])
+    # Beyond its end a table falls as (sigma/alpha)^2, by the share of its last entry, which the bound alone would lose.
+    beyond = torch.tensor([0.5, 3.0, 60.0], dtype=torch.float64)
+    for short in (single, PosteriorVariance((-1.0, 0.0), (1.0, 0.4), 2.0)):
+        torch.testing.assert_close(short.at(beyond), 0.2 * torch.exp(-beyond), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["(n,)", "(n,B)"])

@@ -120,6 +120,44 @@ def doubtful(case: Case) -> Any:
     return tuple(beliefs) if isinstance(case.x_0, tuple) else beliefs[0]
 
 
+def test_the_prior_is_where_the_chain_ends(case: Case) -> None:
+    """For Gaussians: the marginal of data at the origin. For tokens: of any data, where nothing survives."""
+    for kernel, x_0 in parts(case):
+        data = torch.zeros_like(x_0) if x_0.is_floating_point() else x_0
+        end, law = kernel.marginal(data, 1.0), kernel.prior(x_0)
+        if isinstance(law, Normal) or float(kernel.schedule(torch.ones(()))[0]) == 0:
+            for divergence in (end.kl(law), law.kl(end)):
+                torch.testing.assert_close(divergence, torch.zeros_like(divergence), rtol=0, atol=1e-12)
+        if not isinstance(law, Normal):
+            torch.testing.assert_close(law.mean, kernel.log_pi.exp().expand(*x_0.shape, kernel.K), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_likelihood_is_the_flat_posterior(name: str) -> None:
+    """q(x_t | x_0) as a density of x_0, with the belief where x_t/alpha is: normalised by alpha^d."""
+    for law in (isotropic, centred):
+        kernel, x_0 = law(SCHEDULES[name]())
+        t = torch.tensor([0.1, 0.3, 0.6, 0.9], dtype=torch.float64)
+        x_t = kernel.marginal(x_0, t).sample(seeded(0))
+        alpha, _ = kernel.schedule(t)
+        decoder = kernel.likelihood(Belief.sum(kernel.combine, (1 / alpha, x_t)), t)
+        expected = kernel.marginal(x_0, t).log_prob(x_t) + kernel.dims(x_0) * alpha.log()
+        torch.testing.assert_close(decoder.log_prob(x_0), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_conclusion_is_the_mean_or_a_draw(case: Case) -> None:
+    for kernel, x_0 in parts(case):
+        belief = doubtful(Case(kernel, x_0))
+        if isinstance(belief, Belief):
+            torch.testing.assert_close(kernel.conclude(belief, seeded(0)), belief.mean, rtol=0, atol=0)
+            continue
+        generator, count = seeded(0), 400
+        draws = torch.stack([kernel.conclude(belief, generator) for _ in range(count)])
+        shares = torch.nn.functional.one_hot(draws, kernel.K).double().mean(0)
+        # 6 standard errors of a share.
+        assert bool(((shares - belief.exp()).abs() <= 6 * 0.5 / math.sqrt(count)).all())
+
+
 @pytest.mark.parametrize("name", ["isotropic-cosine", "diagonal-linear", "centred-edm", "absorbing-rectified"])
 def test_float_and_tensor_times_agree(name: str) -> None:
     case = CASES[name]()

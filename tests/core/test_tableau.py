@@ -8,11 +8,13 @@ import weakref
 import torch
 
 from polydiff.core.ddim import ddim
+from polydiff.core.dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_3m
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.grids import uniform
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta
 from polydiff.core.tableau import Row, follow
+from polydiff.core.unipc import unipc
 from tests.problems import MixtureData
 
 KERNEL = Gaussian(LinearBeta())
@@ -51,6 +53,18 @@ def test_ddim_written_as_a_table_is_ddim() -> None:
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     denoise = MixtureData().denoise(kernel)
     assert torch.allclose(last(follow(rows, denoise, kernel, x)), last(ddim(denoise, kernel, x, times)), atol=1e-13)
+
+
+def test_runs_leave_no_trace() -> None:
+    """Two runs in turns, and one that is given up half-way, see nothing of each other."""
+    denoise, times = MixtureData().denoise(KERNEL), uniform(6)
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for solver in (dpm_solver_pp_2m, dpm_solver_pp_3m, unipc):
+        together = last(solver(denoise, KERNEL, x, times))
+        next(solver(denoise, KERNEL, x[:2] + 5, times))
+        pairs = zip(*(solver(denoise, KERNEL, half, times) for half in (x[:2], x[2:])), strict=True)
+        *_, (one, two) = pairs
+        torch.testing.assert_close(torch.cat([one.x, two.x]), together, rtol=1e-12, atol=1e-12)
 
 
 def test_noise_has_its_weight_and_follows_the_generator() -> None:
