@@ -37,8 +37,9 @@ def test_the_average_is_the_published_recursion(decay: float) -> None:
         average.update(learner, n)
         d = min(decay, (1 + n) / (10 + n))
         expected = [d * m + (1 - d) * w for m, w in zip(expected, learner.weight.tolist(), strict=True)]
-    assert average.module.weight.tolist() == pytest.approx(expected, rel=1e-10)
-    assert average.module.frozen.tolist() == [120.0, 120.0] and int(average.module.seen) == 120
+    assert average.module.get_parameter("weight").tolist() == pytest.approx(expected, rel=1e-10)
+    assert average.module.get_parameter("frozen").tolist() == [120.0, 120.0]
+    assert int(average.module.get_buffer("seen")) == 120
 
 
 def test_the_warm_up_forgets_the_start() -> None:
@@ -48,7 +49,7 @@ def test_the_warm_up_forgets_the_start() -> None:
     learner.move(0)
     for n in range(100):
         average.update(learner, n)
-    torch.testing.assert_close(average.module.weight, learner.weight.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(average.module.get_parameter("weight"), learner.weight.detach(), rtol=1e-6, atol=0)
     assert average.decay_at(0) == pytest.approx(0.1) and average.decay_at(10**9) == 0.9999
 
 
@@ -59,7 +60,7 @@ def test_the_average_is_a_copy_in_evaluation_mode() -> None:
     assert not any(parameter.requires_grad for parameter in average.module.parameters())
     average.update(learner, 0)
     learner.move(3)
-    assert average.module.weight.tolist() == [0.0, 0.0, 0.0]
+    assert average.module.get_parameter("weight").tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
