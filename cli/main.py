@@ -89,13 +89,13 @@ def _parser() -> argparse.ArgumentParser:
             domains.add_parser(domain, help=_summary(domain), add_help=False, allow_abbrev=False)
     methods = commands.add_parser(
         "methods",
-        usage="polydiff methods [--domain DOMAIN] [--markdown]",
+        usage="polydiff methods [DOMAIN] [--markdown]",
         description=f"{METHODS[0].upper()}{METHODS[1:]}.",
         help=METHODS,
         epilog="Exit status 1 if a method fails where its mathematics holds.",
         allow_abbrev=False,
     )
-    methods.add_argument("--domain", choices=DOMAINS, help="this domain only")
+    methods.add_argument("domain", nargs="?", choices=DOMAINS, help="this domain only")
     methods.add_argument("--markdown", action="store_true", help="as a Markdown table")
     return parser
 

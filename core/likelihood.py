@@ -66,7 +66,7 @@ class Likelihood(NamedTuple):
     """What a solve found."""
 
     nats: Tensor
-    """log p(x_0) in nats, (B,)"""
+    """log p(x_0) in nats, (B,); `bounds.bits_per_dim` takes its negative, as bounds are bounds on -log p"""
     x_1: Tensor
     """the latent state at the grid's first time"""
     calls: int
@@ -180,7 +180,8 @@ def log_likelihood(
         times: grid (n + 1,) or (n + 1, B), as for samplers; RK4 calls 4 n - 1 times, Heun 2 n - 1.
         probes: `exact`, `rademacher(count)` or `normal(count)`.
         method: `RK4` or `HEUN`.
-        from_data: start at t = 0; else at t_1 from alpha x_0, see above.
+        from_data: start at t = 0, for data with a smooth density. Pixels of few levels have none: add noise within
+            the levels (`dequantisation`), or take False, which starts at t_1 from alpha x_0, see above.
         prior: law of the state at times[0]; the kernel's by default.
         generator: draws the probes, once.
     """

@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +37,18 @@ def test_own_network_and_data_reach_the_circle() -> None:
         exec(BLOCKS[1], {"__name__": "readme"})
     distance = float(re.search(r"tensor\(([\d.e-]+)\)", printed.getvalue())[1])  # pyright: ignore[reportOptionalSubscript]
     assert distance < 0.06  # untrained networks end 0.4 and more away
+
+
+def test_the_methods_of_the_core_on_the_shipped_model() -> None:
+    text = (ROOT / "core" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block, names)
+    for name in ("x_0", "drawn", "between", "changed", "filled"):
+        assert names[name].shape == (2, 1, 28, 28)
+        assert bool(names[name].isfinite().all())
+    assert torch.equal(names["filled"][:, :, :14], names["x_0"][:, :, :14])
+    assert bool(names["found"].nats.isfinite().all())
 
 
 def test_tables_are_those_of_the_results() -> None:

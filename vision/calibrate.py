@@ -25,20 +25,26 @@ DRAWN = 0x63616C69  # sets this use of the seed apart from the images that are d
 def main(options: Calibrate) -> None:
     """Fit, print, and write the solvers into the model's folder."""
     folder = model_folder(options.model)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no folder with a model to write solvers into")
+    if not (folder / "config.json").is_file():
+        shipped = ", ".join(ImagePipeline.shipped())
+        raise DataError(
+            f"{folder}: no folder with a model to write solvers into; of a shipped model ({shipped}) make a copy "
+            "first, from Python: ImagePipeline.from_pretrained(name).save_pretrained(folder)"
+        )
     pipeline = load_model(str(folder))
     for solver in solvers(pipeline, options):
         calls = len(solver.times) - 1
+        path = folder / f"solver-{calls}.json"
         try:
-            solver.save(folder / f"solver-{calls}.json")
+            solver.save(path)
         except OSError as error:
             raise DataError(f"{folder}: the solver cannot be written ({error})") from error
         print(
             f"{calls} calls: root mean square error {solver.rmse:.4g} against the exact flow; "
-            f"{solver.rmse_start:.4g} by the best classical solver ({solver.start})",
+            f"{solver.rmse_start:.4g} by the best classical solver ({solver.start}); written: {path}",
             flush=True,
         )
+    print(f"draw with one: polydiff sample vision --model {options.model} --steps {options.calls[0]}")
 
 
 def solvers(pipeline: ImagePipeline, options: Calibrate):

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.commands import CONFIG_NAME, run
+from ..core.config import load as load_options
 from ..core.config import save, to_dict
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.machine import machine
 from . import metrics
 from .classifier import cached, extractor_options, judge_options
-from .data import Images, load, pictures
-from .options import Evaluate
+from .data import NAMES, Images, load, pictures
+from .options import Evaluate, Train
 from .pipeline import ImagePipeline
-from .sample import batches, load_model, make_folder
+from .sample import batches, load_model, make_folder, used
 
 __all__ = ["bound", "evaluate", "main", "table"]
 
@@ -31,9 +34,12 @@ __all__ = ["bound", "evaluate", "main", "table"]
 def main(options: Evaluate) -> None:
     """Draw, measure, print and write."""
     pipeline = load_model(options.model)
+    options = with_data(options)
+    assert options.data is not None
     train, test = (
         load(options.data, split, data_root=options.data_root, size=options.size) for split in ("train", "test")
     )
+    print(f"{options.model} on {train.name}, {used(pipeline, options)}", flush=True)
     make_folder(options.out)
     save(options.out / CONFIG_NAME, "evaluate", "vision", options)
     results, samples = evaluate(pipeline, train, test, options)
@@ -42,6 +48,19 @@ def main(options: Evaluate) -> None:
     for row in table(results):
         print(f"{row['figure']:<72} {row['model']:>10} {row['held-out images']:>16}")
     print(f"written to {options.out / 'results.json'}")
+
+
+def with_data(options: Evaluate) -> Evaluate:
+    """The options, completed by the data that the run was trained on, or that the shipped model is named after."""
+    if options.data is not None:
+        return options
+    kept = Path(options.model) / CONFIG_NAME
+    if (kept.parent / "model").is_dir() and kept.is_file():
+        trained = load_options(kept, "train", "vision", Train)
+        return replace(options, data=trained.data, size=options.size if options.size is not None else trained.size)
+    if options.model in NAMES:
+        return replace(options, data=options.model)  # pyright: ignore[reportArgumentType]
+    raise ArgumentError("--data", None, f"the data set that {options.model} was trained on: its folder does not tell")
 
 
 def evaluate(pipeline: ImagePipeline, train: Images, test: Images, options: Evaluate) -> tuple[dict[str, Any], Tensor]:

@@ -92,11 +92,11 @@ class Sample:
     count: Annotated[int, Range(1, 10**7)] = 16
     """Number of images."""
     steps: Annotated[int, Range(1, 100_000)] = 50
-    """Steps of the sampler."""
+    """Intervals of the time grid: network calls of most samplers; heun, -2s and correctors make about twice as many."""
     sampler: SamplerName | None = None
     """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "log-snr"
-    """How the steps are spaced in time."""
+    """How the steps are spaced in time; a calibrated solver has its own grid."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
@@ -122,8 +122,8 @@ class Evaluate:
 
     model: str = "fashion-mnist"
     """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
-    data: DataSet | Path = "fashion-mnist"
-    """The data set that the model was trained on: a name, or a path as for train."""
+    data: DataSet | Path | None = None
+    """The data set that the model was trained on: a name, or a path as for train; None for the run's own."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     size: Annotated[int, Range(1, 16_384)] | None = None
@@ -137,11 +137,11 @@ class Evaluate:
     bits_steps: Annotated[int, Range(1, 100_000)] = 100
     """Steps of that bound; more are tighter."""
     steps: Annotated[int, Range(1, 100_000)] = 50
-    """Steps of the sampler."""
+    """Intervals of the time grid: network calls of most samplers; heun, -2s and correctors make about twice as many."""
     sampler: SamplerName | None = None
     """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "log-snr"
-    """How the steps are spaced in time."""
+    """How the steps are spaced in time; a calibrated solver has its own grid."""
     guidance: Annotated[float, Range(0, 1e3)] = 1.0
     """Weight of classifier-free guidance; 1 for none, more for clearer classes and less variety."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64

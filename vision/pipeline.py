@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ..core import grids
 from ..core.bounds import bits_per_dim, elbo
+from ..core.calibration import Calibrated
 from ..core.config import Range
 from ..core.denoisers import Conditioned, GaussianDenoiser
 from ..core.dpm_solver import dpm_solver_pp_2m
@@ -148,6 +149,11 @@ class ImagePipeline(Pipeline[ImageConfig]):
             denoiser = GaussianDenoiser(network, denoiser.schedule, denoiser.parametrisation, denoiser.conditioning)
         return denoiser.given(self.kernel, label=label.to(self.device))
 
+    def solver(self, calls: int, guidance: float) -> Calibrated | None:
+        """The solver that was calibrated for so many network calls and this guidance, if there is one."""
+        found = self.solvers.get(calls)
+        return found if found is not None and found.guidance == guidance else None
+
     def trajectory(
         self,
         label: Label = None,
@@ -172,8 +178,8 @@ class ImagePipeline(Pipeline[ImageConfig]):
         like = torch.zeros(count, *self.config.shape, device=self.device)
         denoise = self.given(labels, guidance)
         x = self.kernel.prior(like).sample(generators)
-        solver = self.solvers.get(steps)
-        if sampler is None and solver is not None and solver.guidance == guidance:
+        solver = self.solver(steps, guidance)
+        if sampler is None and solver is not None:
             return solver(denoise, self.kernel, x)
         sampler = dpm_solver_pp_2m if sampler is None else sampler
         return sampler(denoise, self.kernel, x, grid(steps, self.kernel.schedule), generator=generators)

@@ -34,6 +34,7 @@ def main(options: Sample) -> None:
     labels = pipeline.labels(list(options.label) or None, options.count)
     make_folder(options.out)
     check_free(options)
+    print(used(pipeline, options), flush=True)
     save(options.out / CONFIG_NAME, "sample", "vision", options)
     levels, names = pipeline.config.levels, pipeline.config.class_names
     drawn: list[Tensor] = []
@@ -46,6 +47,17 @@ def main(options: Sample) -> None:
     grid = pictures(shown, levels, scale=max(1, 64 // shown.shape[-1]), columns=min(10, len(shown)))
     grid.save(options.out / "grid.png")
     print(f"{options.count} images in {options.out}, the first of them together in {options.out / 'grid.png'}")
+
+
+def used(pipeline: ImagePipeline, options: Sample | Evaluate) -> str:
+    """Which algorithm the options come to, in words."""
+    steps, guidance = options.steps, options.guidance
+    if options.sampler is not None:
+        return f"{options.sampler}, {steps} steps"
+    if pipeline.solver(steps, guidance) is not None:
+        return f"the model's solver calibrated for {steps} calls and guidance {guidance:g}"
+    known = ", ".join(f"{calls} at guidance {one.guidance:g}" for calls, one in sorted(pipeline.solvers.items()))
+    return f"dpm-solver++, {steps} steps" + (f" (calibrated solvers: calls {known})" if known else "")
 
 
 def make_folder(path: Path) -> None:

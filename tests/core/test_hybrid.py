@@ -136,7 +136,6 @@ def test_tokens_and_products_take_part() -> None:
             return learner(x[0], t, kernel.parts[0]), denoiser(x[1], t, kernel.parts[1])
 
     both, learner = Product([Gaussian(Cosine()), kernel]), Learner(times)
-    both.schedule = Cosine()
     learner.spread.grad = table.grad = None
     objective = Hybrid(Both(), both, times, 1.0, nothing, lambda b: (spread_only(b[0]), b[1]))  # pyright: ignore
     objective({"x_0": (DATA.sample(50, seeded(4)), x_0[:50])}, seeded(5)).mean().backward()

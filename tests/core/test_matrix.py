@@ -217,7 +217,7 @@ def test_the_command_prints_the_matrix_and_tells_failure(
 ) -> None:
     fine = Method("fine", "generic", lambda case: None)
     monkeypatch.setattr(matrix, "METHODS", [fine])
-    assert status("--domain", DOMAINS[0]) == 0
+    assert status(DOMAINS[0]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "family   method  vision",
         "generic  fine    ok",
@@ -233,7 +233,7 @@ def test_the_command_prints_the_matrix_and_tells_failure(
     shown = capsys.readouterr().out
     assert "| generic | bad    | FAILED |" in shown
     assert "FAILED: bad on vision: ValueError: no luck\n" in shown
-    assert status("--domain", "nope") == 2
+    assert status("nope") == 2
     assert status("--nope") == 2
 
 

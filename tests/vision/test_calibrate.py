@@ -93,6 +93,16 @@ def test_a_damaged_solver_is_named(model: Path, tmp_path: Path) -> None:
         ImagePipeline.from_pretrained(folder)
 
 
+def test_sample_says_which_solver_it_uses(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["sample", "vision", "--model", model, "--count", 1]
+    for steps, said in (
+        (3, "calibrated for 3 calls and guidance 1"),
+        (4, "dpm-solver++, 4 steps (calibrated solvers: "),
+    ):
+        assert polydiff(*words, "--steps", steps, "--out", tmp_path / str(steps)) == 0
+        assert said in capsys.readouterr().out
+
+
 def test_the_command_wants_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert polydiff("calibrate", "vision", "--model", tmp_path / "none") == 2
     assert "none" in capsys.readouterr().err

@@ -86,6 +86,15 @@ def test_a_folder_that_cannot_be_made_is_named(command: str, run: Path, tmp_path
     assert "no folder" in capsys.readouterr().err
 
 
+def test_evaluate_takes_the_data_of_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["evaluate", "vision", "--count", 10, "--steps", 1, "--bits", 0, "--features", "classifier"]
+    assert polydiff(*words, "--model", run, "--out", tmp_path / "whole") == 0
+    assert "on digits, dpm-solver++, 1 steps" in capsys.readouterr().out
+    assert json.loads((tmp_path / "whole" / "results.json").read_text())["options"]["data"] == "digits"
+    assert polydiff(*words, "--model", run / "model", "--out", tmp_path / "part") == 2
+    assert "--data" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_other_data_before_it_draws(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (30, 8, 8), dtype=np.uint8)
