@@ -136,10 +136,10 @@ class Pipeline(ABC, Generic[C]):
         self.model.to(device)
         return self
 
-    def write_beside(self, folder: Path) -> None:  # noqa: B027
+    def write_beside(self, folder: Path) -> None:
         """Write the files of `beside` that there is something for, each whole or not at all."""
 
-    def read_beside(self, folder: Path) -> None:  # noqa: B027
+    def read_beside(self, folder: Path) -> None:
         """Take what the files of `beside` hold; those that exist lie in `folder` itself."""
 
     def save_pretrained(
