@@ -30,7 +30,8 @@ ChainName: TypeAlias = Literal["absorbing", "uniform", "marginal", "band", "gaus
 FEATURES = 16
 """Numbers that place a token among the others."""
 
-DEFAULT_NEAR: Mapping[str, int] = {"band": 3, "neighbours": 4}
+DEFAULT_NEAR: Mapping[str, int] = {"band": 3, "gaussian": 3, "neighbours": 8}
+"""How far tokens move by kernel: places at most, the standard deviation in places, neighbours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class TextConfig:
     reading: ReadingName = "logits"
     """What the network's output means."""
     near: Annotated[int, Range(1, 100_000)] | None = None
-    """Places that a token moves (band), or neighbours that it has; None for the default, and where neither applies."""
+    """How far tokens move, see `DEFAULT_NEAR`; None for the default, and for kernels that do not ask."""
 
     def __post_init__(self):
         if self.network.vocabulary != self.vocabulary.size:
@@ -58,7 +59,7 @@ class TextConfig:
         if self.network.causal:
             raise ConfigError("network.causal", True, "False: denoisers see both ways")
         if self.near is not None and self.kernel not in DEFAULT_NEAR:
-            raise ConfigError("near", self.near, f"None: only {' and '.join(DEFAULT_NEAR)} kernels move tokens nearby")
+            raise ConfigError("near", self.near, f"None: only the kernels {', '.join(DEFAULT_NEAR)} move tokens nearby")
         if self.near is not None and self.near >= self.vocabulary.size:
             raise ConfigError("near", self.near, f"less than the {self.vocabulary.size} tokens")
 
@@ -100,7 +101,7 @@ CHAINS: dict[ChainName, Callable[[TextConfig, TextModel], Tokens]] = {
     "uniform": lambda c, m: uniform(m.denoiser.schedule, c.vocabulary.size),
     "marginal": lambda c, m: marginal(m.denoiser.schedule, m.get_buffer("counts").cpu()),
     "band": lambda c, m: band(m.denoiser.schedule, c.vocabulary.size, near(c)),
-    "gaussian": lambda c, m: gaussian_walk(m.denoiser.schedule, c.vocabulary.size),
+    "gaussian": lambda c, m: gaussian_walk(m.denoiser.schedule, c.vocabulary.size, near(c)),
     "neighbours": lambda c, m: nearest_neighbours(m.denoiser.schedule, m.get_buffer("embeddings").cpu(), near(c)),
 }
 
@@ -120,7 +121,7 @@ def neighbourhood(tokens: Tensor, vocabulary: int) -> Tensor:
 
     The square roots of the shares of the tokens before and after each token, in their principal directions: distances
     are Hellinger's, and those directions lose least of them (Lebret and Collobert 2014, "Word Embeddings through
-    Hellinger PCA"). For large vocabularies only the most frequent thousand count as company.
+    Hellinger PCA"). For large vocabularies only the 250 most frequent ones count as company.
 
     Args:
         tokens: (N,) integers 0 ... vocabulary - 1.
@@ -131,7 +132,7 @@ def neighbourhood(tokens: Tensor, vocabulary: int) -> Tensor:
     """
     tokens = tokens.long()
     counts = torch.bincount(tokens, minlength=vocabulary)
-    most = min(vocabulary, 1000)
+    most = min(vocabulary, 250)
     place = torch.full((vocabulary,), most)
     place[counts.argsort(descending=True, stable=True)[:most]] = torch.arange(most)
     pairs: list[Tensor] = []
