@@ -19,7 +19,7 @@ from ..core.grids import uniform
 from ..core.hybrid import Hybrid
 from ..core.machine import machine
 from ..core.objectives import Denoising, Weight, low_discrepancy, plain
-from ..core.pipeline import Card, Pipeline
+from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.schedules import Schedule
 from ..core.score_entropy import ScoreEntropy, unmasking
@@ -46,8 +46,8 @@ def main(options: Train) -> None:
     data = load(options.data, "train", length=options.length, vocabulary=vocabulary, data_root=options.data_root)
     network = network_config(data, options)
     print(
-        f"{data.name}: {len(data.tokens)} tokens of {vocabulary.size} to train on, in windows of {data.length}; network "
-        f"of {network.num_parameters / 1e6:.2f} million parameters, {options.kernel}; {machine()}",
+        f"{data.name}: {len(data.tokens)} tokens of {vocabulary.size} to train on, in windows of {data.length}; "
+        f"network of {network.num_parameters / 1e6:.2f} million parameters, {options.kernel}; {machine()}",
         flush=True,
     )
     _, trained = train(data, options)
