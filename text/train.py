@@ -25,7 +25,7 @@ from ..core.schedules import Schedule
 from ..core.score_entropy import ScoreEntropy, unmasking
 from ..core.training import Trained
 from ..core.training import train as train_objective
-from .autoregressive import Autoregressive, AutoregressiveConfig, AutoregressivePipeline
+from .autoregressive import AutoregressiveConfig, AutoregressivePipeline
 from .data import Text, load
 from .loading import vocabulary_named
 from .model import STATISTICS, TextConfig, TextModel, neighbourhood
@@ -91,10 +91,9 @@ def train(
 def begin(data: Text, options: Train) -> tuple[AnyPipeline, nn.Module, nn.Module]:
     """The untrained pipeline, the objective, and the part of the objective that the pipeline keeps."""
     if options.kernel == "autoregressive":
-        config = AutoregressiveConfig(vocabulary=data.vocabulary, network=network_config(data, options))  # pyright: ignore[reportArgumentType]
+        config = AutoregressiveConfig(vocabulary=data.vocabulary, network=network_config(data, options), data=data.name)  # pyright: ignore[reportArgumentType]
         baseline = AutoregressivePipeline(config, AutoregressivePipeline.build(config))
-        objective = Autoregressive(baseline.model)
-        return baseline, objective, baseline.model
+        return baseline, baseline.model, baseline.model
     config = text_config(data, options)
     measured = {"counts": lambda: data.counts.clamp_min(1), "embeddings": lambda: embedded(data)}
     statistics = {name: measured[name]() for name in STATISTICS.get(config.kernel, {})}
