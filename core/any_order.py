@@ -163,10 +163,10 @@ def steps_of(counts: Tensor | Sequence[int], schedule: Schedule) -> Tensor:
         counts: (n,) integers >= 1; `[1] * N` for one token a step.
         schedule: the kernel's, with alpha_1 = 0.
     """
-    counts = torch.as_tensor(counts)
-    if counts.ndim != 1 or len(counts) < 1 or counts.is_floating_point() or not bool((counts >= 1).all()):
+    numbers = torch.as_tensor(counts)
+    if numbers.ndim != 1 or len(numbers) < 1 or numbers.is_floating_point() or not bool((numbers >= 1).all()):
         raise ArgumentError("counts", counts, "integers >= 1, (n,)")
-    gone = counts.cumsum(0).to(torch.float64) / int(counts.sum())
+    gone = numbers.cumsum(0).to(torch.float64) / int(numbers.sum())
     inner = time_of(lambda t: schedule(t)[0].detach(), gone[:-1])
     return check_times(torch.cat([inner.new_ones(1), inner, inner.new_zeros(1)]))
 

@@ -188,7 +188,8 @@ def cached(
             tokens = Discrete(rows[hidden]).inverse(u[hidden])
         else:
             hidden = hidden & ~stays(kernel, rows, u, s, t, mask)
-            ends = [time if isinstance(time, float) else time.to(x.device)[hidden.nonzero()[:, 0]] for time in (s, t)]
+            row = hidden.nonzero()[:, 0].cpu()
+            ends = [time[row] if isinstance(time, Tensor) else time for time in (s, t)]
             law = kernel.posterior(flat[hidden], rows[hidden], *ends)
             tokens = law.inverse(u[hidden])
         before, flat = flat, flat.masked_scatter(hidden, tokens)
