@@ -116,7 +116,7 @@ def confidence(
     """Every step draws all masked tokens and keeps those of which the network is surest.
 
     Args:
-        denoise: (x_t, t) -> belief; called in steps that reveal something.
+        denoise: (x_t, t) -> belief; called in steps that reveal something, the others carry the belief before or None.
         kernel: absorbing.
         x: the state at times[0]; known tokens stay.
         times: grid (n + 1,) or (n + 1, B).
