@@ -182,10 +182,13 @@ class Pipeline(ABC, Generic[C]):
             synchronise_folder(folder)
             text = self.card if card is None and self.card else (card or Card(type(self).__name__)).markdown()
             write_atomically(folder / CARD, text)
-            for old in folder.glob(SOLVERS):
-                old.unlink()  # of the weights that were there
-            for calls, solver in self.solvers.items():
-                solver.save(folder / SOLVERS.replace("*", str(calls)))
+            # Whoever is stopped here has a solver too many, not one too few.
+            solvers = {folder / SOLVERS.replace("*", str(calls)): solver for calls, solver in self.solvers.items()}
+            for path, solver in solvers.items():
+                solver.save(path)
+            for old in set(folder.glob(SOLVERS)) - solvers.keys():
+                old.unlink()
+            synchronise_folder(folder)
             self.write_beside(folder)
             # Last, for it vouches for the weights: whoever reads between the replacements is told so, not fooled.
             whole = {"format_version": FORMAT_VERSION, "pipeline": type(self).__name__, "weights": {"sha256": digest}}
