@@ -188,8 +188,8 @@ class Pipeline(ABC, Generic[C]):
                 solver.save(path)
             for old in set(folder.glob(SOLVERS)) - solvers.keys():
                 old.unlink()
-            synchronise_folder(folder)
             self.write_beside(folder)
+            synchronise_folder(folder)
             # Last, for it vouches for the weights: whoever reads between the replacements is told so, not fooled.
             whole = {"format_version": FORMAT_VERSION, "pipeline": type(self).__name__, "weights": {"sha256": digest}}
             write_atomically(folder / CONFIG, json.dumps(whole | {"config": config}, indent=2, allow_nan=False) + "\n")
