@@ -49,8 +49,8 @@ def any_order(
     """As many tokens per step as the schedule expects to be revealed, in a random or given order.
 
     After the step to s, round(M (1 - alpha_s) / (1 - alpha_start)) of M masks are left: `steps_of` gives the grid for
-    one token a step, which is exact in law, or any other counts. Steps without a token to reveal
-    call no network and carry the belief before, at first None.
+    one token a step, which is exact in law, or any other counts. Steps without a token to reveal call no network and
+    carry the belief before, at first None.
 
     Args:
         denoise: (x_t, t) -> belief.
