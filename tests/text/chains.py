@@ -63,5 +63,3 @@ CHAINS: dict[str, Callable[..., Tokens]] = {**CONTINUOUS, "published": published
 def matrix(kernel: Tokens, s: float, t: float) -> Tensor:
     """Q_{t|s} as the kernel says it."""
     return kernel.rows(torch.arange(kernel.K).unsqueeze(0), s, t).squeeze(0).exp()
-
-
