@@ -186,7 +186,7 @@ def test_steps_of_any_length_sample_one_token_exactly(name: str) -> None:
         return (law[law > 0].unsqueeze(1) * logs.squeeze(1).exp()[law > 0]).sum(0)
 
     for t, s in itertools.pairwise(grid[:-1]):
-        law = step(law, kernel.reverse(x, data.denoise(kernel)(x, t).nan_to_num(-math.inf), s, t).log_probs)
+        law = step(law, kernel.posterior(x, data.denoise(kernel)(x, t).nan_to_num(-math.inf), s, t).log_probs)
     law = step(law, kernel.likelihood(data.denoise(kernel)(x, grid[-2]), grid[-2]).log_probs)
     torch.testing.assert_close(law, data.table, rtol=1e-12, atol=1e-15)
 
