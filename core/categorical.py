@@ -20,7 +20,7 @@ is the score entropy (Campbell et al. 2022, prop. 2; Lou et al. 2024, eq. 9).
 
 `Categorical` has R = 1 pi' - I: q(x_t | x_s) keeps a token with probability alpha_t / alpha_s, else draws it from pi.
 pi uniform, a point mass at the mask token (absorbing), or the unigram law (marginal): D3PM's three structures that need
-no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2). All is O(K).
+no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2), O(K).
 """
 
 from __future__ import annotations
@@ -141,12 +141,13 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
         return self.columns(x_t, 0.0, t, dtype)
 
     def score(self, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
-        """log s_y for every y, (B, *dims, K): how many times likelier y is than x_t at that place (SEDD's score)."""
+        """log s_y for every y that can become x_t, (B, *dims, K): how many times likelier y is than x_t (SEDD)."""
         return self.push(self._joined(x_t, belief, t), 0.0, t)
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Tensor, s: Time, t: Time) -> Tensor:
-        known = self.certain(x_0, belief.dtype)
-        return self.posterior(x_t, known, s, t).kl(self.reverse(x_t, belief, s, t))
+        truth = self.posterior(x_t, self.certain(x_0, belief.dtype), s, t)
+        reverse: Any = self.reverse(x_t, belief, s, t)
+        return truth.kl(reverse)
 
     def gap_rate(self, x_t: Tensor, x_0: Tensor, belief: Tensor, t: Time) -> Tensor:
         """The score entropy in nats per unit of t, (B,); finite at both ends of time."""
