@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polydiff.core import grids, objectives
 from polydiff.core.bounds import Bound, bits_per_dim, elbo
-from polydiff.core.categorical import Tokens, absorbing, marginal, uniform
+from polydiff.core.categorical import Categorical, Tokens, absorbing, marginal, uniform
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.noise import Centred
