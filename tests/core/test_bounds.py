@@ -10,12 +10,8 @@ from torch import Tensor
 
 from polydiff.core import grids, objectives
 from polydiff.core.bounds import Bound, bits_per_dim, elbo
-<<<<<<< HEAD
-from polydiff.core.categorical import Tokens, absorbing, marginal, uniform
-from polydiff.core.clouds import Centred
-=======
 from polydiff.core.categorical import Categorical, Tokens, absorbing, marginal, uniform
->>>>>>> t1
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.product import Product
