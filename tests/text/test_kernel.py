@@ -169,8 +169,8 @@ def test_large_vocabularies_take_other_ways() -> None:
     x = torch.tensor([[3, 300, 599]])
     sparse = Sparse(RectifiedFlow(), large.exponential.rate.to_sparse())
     torch.testing.assert_close(large.rows(x, 0.2, 0.6).exp(), sparse.rows(x, 0.2, 0.6).exp(), rtol=0, atol=1e-13)
+    rate = torch.rand((600, 600), dtype=torch.float64, generator=seeded(0))
     with pytest.raises(ArgumentError, match="Sparse"):
-        rate = torch.rand((600, 600), dtype=torch.float64, generator=seeded(0))
         Dense(RectifiedFlow(), rate - torch.diag(rate.sum(1)))
 
 
