@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
-from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
 
 from ..core.categorical import Tokens
@@ -203,6 +202,8 @@ def nearest_neighbours(schedule: Schedule, embeddings: Tensor, k: int = 20) -> D
         raise ArgumentError("embeddings", embeddings, "finite numbers (K, D) with K >= 2")
     if not isinstance(k, int) or not 1 <= k < len(embeddings):
         raise ArgumentError("k", k, f"an integer in 1 ... {len(embeddings) - 1}")
+    from sklearn.neighbors import kneighbors_graph  # slow to import, and nothing else here needs it
+
     points = embeddings.detach().to("cpu", torch.float64).numpy()
     graph = kneighbors_graph(points, k, mode="connectivity", include_self=False)
     table = sparse.csr_array(graph + graph.T) / (2 * k)
