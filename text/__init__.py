@@ -1,0 +1,1 @@
+"""Text: discrete diffusion over characters and tokens."""
