@@ -1,42 +1,55 @@
-r"""The categorical kernel with a rank-one law: keep a token with probability alpha, else draw it from pi.
+r"""Tokens: the laws that every chain of symbols shares, and the chain of rank one.
 
-    q(x_t | x_0) = alpha_t [x_t = x_0] + (1 - alpha_t) pi(x_t),      alpha_t the schedule's first number.
+Each position runs its own Markov chain with transition matrices Q_{t|s} (K, K), rows that sum to 1. A chain in
+continuous time has a rate matrix R and a clock tau_t = -log alpha_t, alpha_t the schedule's first number:
 
-pi uniform, a point mass at the mask token (absorbing), or the unigram law (marginal): D3PM's three structures that need
-no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2). The chain's
-steps are of the same form with alpha_t / alpha_s, so all is O(K).
+    Q_{t|s} = exp((tau_t - tau_s) R),      Q_{1|0} = 1 pi' where alpha_1 = 0.
 
 Beliefs are normalised log-probabilities of x_0, shape (B, *dims, K). The posterior is exact: the belief is divided by
 q(x_t | x_0) before it is joined with q(x_s | x_0), so that with the true p(x_0 | x_t) the bound is tight,
 
     p(x_s | x_t) = q(x_t | x_s) sum_x_0 q(x_s | x_0) belief(x_0) / q(x_t | x_0).
 
-D3PM's product rule is another reading of the network's output, offered as the denoiser parametrisation `context`.
+D3PM's product rule is another reading of the network's output, offered as the denoiser parametrisation `context`. As
+s -> t the same quotient becomes the concrete score s_y = sum_x_0 belief(x_0) q_t(y | x_0) / q_t(x_t | x_0), with which
+the reversed chain jumps from x_t to y at the rate R_t(y, x_t) s_y; r_y is that of one who knows x_0. The bound's rate
+
+    gap_rate = sum over y != x_t of R_t(y, x_t) (s_y - r_y log s_y + r_y log r_y - r_y)
+
+is the score entropy (Campbell et al. 2022, prop. 2; Lou et al. 2024, eq. 9).
+
+`Categorical` has R = 1 pi' - I: q(x_t | x_s) keeps a token with probability alpha_t / alpha_s, else draws it from pi.
+pi uniform, a point mass at the mask token (absorbing), or the unigram law (marginal): D3PM's three structures that need
+no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2); all is O(K).
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from .distributions import Discrete
+from .distributions import Discrete, by_example
 from .errors import ArgumentError
-from .kernel import Kernel, Time, check_order
+from .kernel import Kernel, Time, check_order, interior
 from .noise import own_view
 from .randomness import Randomness
-from .schedules import Schedule
+from .schedules import Schedule, time_of
 
-__all__ = ["Categorical", "absorbing", "marginal", "uniform"]
+__all__ = ["Categorical", "Tokens", "absorbing", "log_add", "marginal", "normalised", "uniform"]
 
 
-class Categorical(Kernel[Tensor, Tensor]):
-    """Tokens: states are long tensors (B, *dims) in 0 ... K - 1, beliefs log-probabilities (B, *dims, K).
+class Tokens(Kernel[Tensor, Tensor], ABC):
+    """A chain per position: states are long tensors (B, *dims) in 0 ... K - 1, beliefs log-probabilities (B, *dims, K).
+
+    A chain supplies `rows`, `columns`, `push` and `rates`. All of them give logarithms, -inf for what is impossible, in
+    the dtype asked for (`push`: that of its argument); s may be 0.
 
     Args:
-        schedule: alpha_t is the probability that a token has survived; alpha_1 = 0 unless pi > 0 everywhere.
+        schedule: alpha_t, the chain's clock; alpha_1 = 0 unless pi > 0 everywhere.
         pi: the stationary law, (K,), sums to 1.
     """
 
@@ -52,11 +65,33 @@ class Categorical(Kernel[Tensor, Tensor]):
         self.schedule = schedule
         self.register_buffer("log_pi", (pi / pi.sum()).log(), persistent=False)
         self.log_pi: Tensor
+        self._mask = int(pi.argmax()) if int((pi > 0).sum()) == 1 else None
 
     @property
     def K(self) -> int:
         """The size of the vocabulary, the mask included."""
         return len(self.log_pi)
+
+    @property
+    def mask(self) -> int | None:
+        """The symbol that every token ends as, where there is one (absorbing chains)."""
+        return self._mask
+
+    @abstractmethod
+    def rows(self, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """log Q_{t|s}[x, k] for every k, (B, *dims, K)."""
+
+    @abstractmethod
+    def columns(self, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """log Q_{t|s}[k, x] for every k, (B, *dims, K)."""
+
+    @abstractmethod
+    def push(self, log_w: Tensor, s: Time, t: Time) -> Tensor:
+        """log sum_j e^{log_w_j} Q_{t|s}[j, k] for every k, (B, *dims, K); the weights need not be normalised."""
+
+    @abstractmethod
+    def rates(self, x: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        """log R_t[k, x], the rate of jumps from k into x per unit of t, for every k != x, -inf at x; (B, *dims, K)."""
 
     def given(self, **structure: Any) -> Self:
         if structure:
@@ -69,33 +104,24 @@ class Categorical(Kernel[Tensor, Tensor]):
     def dims(self, x: Tensor) -> Tensor:
         return torch.full((len(x),), math.prod(x.shape[1:]), dtype=torch.get_default_dtype(), device=x.device)
 
-    def certain(self, x_0: Tensor) -> Tensor:
-        if x_0.dtype != torch.long:
-            raise ArgumentError("tokens", x_0, "a long tensor")
-        if x_0.device.type == "cpu" and x_0.numel() and not 0 <= int(x_0.min()) <= int(x_0.max()) < self.K:
-            raise ArgumentError("tokens", (int(x_0.min()), int(x_0.max())), f"values in 0 ... {self.K - 1}")
-        hot = torch.nn.functional.one_hot(x_0, self.K)
-        return torch.zeros_like(hot, dtype=torch.float64).masked_fill(hot == 0, -math.inf)
+    def certain(self, x_0: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        place = self.check(x_0).unsqueeze(-1)
+        return torch.full((*x_0.shape, self.K), -math.inf, dtype=dtype, device=x_0.device).scatter_(-1, place, 0.0)
 
     def prior(self, like: Tensor) -> Discrete:
         return Discrete(self.log_pi.expand(*like.shape, self.K))
 
     def marginal(self, x_0: Tensor, t: Time) -> Discrete:
-        return Discrete(self._mix(self.certain(x_0), self._survival(t)))
+        return Discrete(self.rows(x_0, 0.0, t))
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Discrete:
         check_order(s, t)
-        return Discrete(self._mix(self.certain(x_s), self._survival(t, s)))
+        return Discrete(self.rows(x_s, s, t))
 
     def posterior(self, x_t: Tensor, belief: Tensor, s: Time, t: Time) -> Discrete:
         check_order(s, t)
-        possible = self._evidence(x_t, self._survival(t))
-        joined = torch.where(possible > -math.inf, belief - possible, -math.inf)
-        alpha_s = self._survival(s)
-        rows = self._rows(alpha_s, belief)
-        through_pi = self.log_pi.to(belief) + joined.logsumexp(-1, keepdim=True)
-        forward = log_add(log(rows).to(belief) + joined, log(1 - rows).to(belief) + through_pi)
-        return Discrete(normalised(forward + self._evidence(x_t, self._survival(t, s)).to(belief)))
+        forward = self.push(self._joined(x_t, belief, t), 0.0, s)
+        return Discrete(normalised(forward + self.columns(x_t, s, t, belief.dtype)))
 
     def likelihood(self, belief: Tensor, t: Time) -> Discrete:
         return Discrete(belief)
@@ -110,29 +136,79 @@ class Categorical(Kernel[Tensor, Tensor]):
         """Cross-entropy in nats, summed over tokens, (B,)."""
         return -Discrete(belief).log_prob(x_0)
 
-    def evidence(self, x_t: Tensor, t: Time) -> Tensor:
+    def evidence(self, x_t: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(x_t | x_0 = k) for every k, (B, *dims, K): what a `context` denoiser is multiplied by."""
-        return self._evidence(x_t, self._survival(t))
+        return self.columns(x_t, 0.0, t, dtype)
 
-    def _survival(self, t: Time, s: Time | None = None) -> Tensor:
-        """alpha_t, or alpha_t / alpha_s, float64, () or (B,)."""
-        alpha_t, _ = self.schedule(torch.as_tensor(t, dtype=torch.float64))
-        return alpha_t if s is None else alpha_t / self.schedule(torch.as_tensor(s, dtype=torch.float64))[0]
+    def score(self, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
+        """log s_y for every y, (B, *dims, K): how many times likelier y is than x_t at that place (SEDD's score)."""
+        return self.push(self._joined(x_t, belief, t), 0.0, t)
 
-    def _rows(self, survival: Tensor, like: Tensor) -> Tensor:
-        """() or (B,) numbers as float64 that broadcast over (B, *dims, K)."""
-        return survival.to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
+    def gap(self, x_t: Tensor, x_0: Tensor, belief: Tensor, s: Time, t: Time) -> Tensor:
+        known = self.certain(x_0, belief.dtype)
+        return self.posterior(x_t, known, s, t).kl(self.reverse(x_t, belief, s, t))
 
-    def _mix(self, certain: Tensor, survival: Tensor) -> Tensor:
-        """log(survival [k = x] + (1 - survival) pi_k) over k."""
-        rows = self._rows(survival, certain)
-        return log_add(log(rows) + certain, log(1 - rows) + self.log_pi)
+    def gap_rate(self, x_t: Tensor, x_0: Tensor, belief: Tensor, t: Time) -> Tensor:
+        """The score entropy in nats per unit of t, (B,); finite at both ends of time."""
+        t = interior(t, belief.dtype)
+        log_s = self.score(x_t, belief, t)
+        log_r = self.score(x_t, self.certain(x_0, belief.dtype), t)
+        log_rate = self.rates(x_t, t, belief.dtype)
+        return by_example(divergence(log_rate + log_r, log_rate + log_s))
 
-    def _evidence(self, x: Tensor, survival: Tensor) -> Tensor:
-        """log(survival [x = k] + (1 - survival) pi_x) over k: the column of x."""
-        certain = self.certain(x)
-        rows = self._rows(survival, certain)
-        return log_add(log(rows) + certain, log(1 - rows) + self.log_pi[x].unsqueeze(-1))
+    def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """Evenly in alpha_t, in which an absorbing chain unmasks evenly."""
+        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
+        first, last = self.schedule(ends)[0].tolist()
+        t = interior(time_of(lambda u: self.schedule(u)[0], first + (last - first) * share))
+        alpha_t = self.schedule(t)[0]
+        return t, (last - first) / (alpha_t * self.schedule.drift(t))
+
+    def check(self, x: Tensor) -> Tensor:
+        """x itself, or an ArgumentError unless its entries are tokens (values on the CPU only: no synchronisation)."""
+        if x.dtype != torch.long:
+            raise ArgumentError("tokens", x, "a long tensor")
+        if x.device.type == "cpu" and x.numel() and not 0 <= int(x.min()) <= int(x.max()) < self.K:
+            raise ArgumentError("tokens", (int(x.min()), int(x.max())), f"values in 0 ... {self.K - 1}")
+        return x
+
+    def _joined(self, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
+        """log belief(x_0) / q(x_t | x_0), -inf where x_t rules x_0 out."""
+        possible = self.evidence(x_t, t, belief.dtype)
+        return torch.where(possible > -math.inf, belief - possible, -math.inf)
+
+
+class Categorical(Tokens):
+    """Keep a token with probability alpha_t / alpha_s, else draw it from pi; arguments as `Tokens`."""
+
+    def rows(self, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        kept = self._kept(s, t, x.unsqueeze(-1))
+        return self._planted(log(1 - kept) + self.log_pi, kept, x, dtype)
+
+    def columns(self, x: Tensor, s: Time, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        kept = self._kept(s, t, self.check(x).unsqueeze(-1))
+        return self._planted(log(1 - kept) + self.log_pi[x].unsqueeze(-1), kept, x, dtype)
+
+    def push(self, log_w: Tensor, s: Time, t: Time) -> Tensor:
+        kept = self._kept(s, t, log_w)
+        through_pi = self.log_pi.to(log_w) + log_w.logsumexp(-1, keepdim=True)
+        return log_add(log(kept).to(log_w) + log_w, log(1 - kept).to(log_w) + through_pi)
+
+    def rates(self, x: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+        drift = self.schedule.drift(torch.as_tensor(t, dtype=torch.float64)).to(x.device)
+        into = log(-drift).reshape(-1, *(1,) * x.ndim) + self.log_pi[self.check(x)].unsqueeze(-1)
+        return into.to(dtype).expand(*x.shape, self.K).scatter(-1, x.unsqueeze(-1), -math.inf)
+
+    def _kept(self, s: Time, t: Time, like: Tensor) -> Tensor:
+        """alpha_t / alpha_s as float64 that broadcasts over `like`, (B or 1, 1, ...)."""
+        alpha_s, alpha_t = (self.schedule(torch.as_tensor(u, dtype=torch.float64))[0] for u in (s, t))
+        return (alpha_t / alpha_s).to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
+
+    def _planted(self, fresh: Tensor, kept: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The law of fresh tokens over k, with what has survived added at k = x."""
+        place, shape = self.check(x).unsqueeze(-1), (*x.shape, self.K)
+        hit = log_add(log(kept), fresh.expand(shape).gather(-1, place))
+        return fresh.to(dtype).expand(shape).scatter(-1, place, hit.to(dtype))
 
 
 def uniform(schedule: Schedule, K: int) -> Categorical:
@@ -153,6 +229,20 @@ def marginal(schedule: Schedule, counts: Tensor) -> Categorical:
     if counts.ndim != 1 or not bool((counts >= 0).all()) or not float(counts.sum()) > 0:
         raise ArgumentError("counts", counts, "counts (K,) >= 0, not all 0")
     return Categorical(schedule, counts / counts.sum())
+
+
+def divergence(log_r: Tensor, log_s: Tensor) -> Tensor:
+    """r log(r/s) - r + s >= 0, the divergence of rates, elementwise; accurate where r and s nearly agree."""
+    there = (log_r > -math.inf) & (log_s > -math.inf)
+    d = (log_s - log_r).masked_fill(~there, 0.0)
+    near = d.abs() < 0.5
+    small = d.masked_fill(~near, 0.0)
+    r, s = log_r.exp(), log_s.exp()
+    apart = (s - r * (1 + d)).masked_fill(~there, 0.0)
+    value = torch.where(near, r * (torch.expm1(small) - small), apart)
+    # Only one of the two is possible: the rate itself, or infinity.
+    alone = torch.where(log_r > -math.inf, math.inf, s)
+    return torch.where(there, value, alone)
 
 
 def normalised(log_weights: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .categorical import Categorical
+from .categorical import Tokens
 from .errors import ArgumentError
 from .gaussian import Belief
 from .kernel import Memo, Time
@@ -244,10 +244,11 @@ def context(output: Tensor, evidence: Tensor) -> Tensor:
 
 
 class TokenDenoiser(Denoiser[Tensor, Tensor]):
-    """A network on tokens: `network(x, c, **condition)` -> (B, *dims, K) logits.
+    """A network on tokens: `network(x, c, **condition)` -> (B, *dims, V) logits, V <= K.
 
     Args:
-        network: x long (B, *dims), c float (B,).
+        network: x long (B, *dims), c float (B,). With V < K it speaks of the first V symbols; the others, such as a
+            mask, are never data.
         schedule: the one it is trained with; another one is met at the time of equal survival.
         parametrisation: `logits` or `context`.
         conditioning: as for Gaussian denoisers, lambda being that of alpha_t / sigma_t.
@@ -270,12 +271,15 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
             t = time_of(lambda u: self.schedule(u)[0], schedule(t)[0])
         return (self.conditioning(t, self.schedule.log_snr(t)),)
 
-    def read(
-        self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Categorical, condition: dict[str, Any]
-    ) -> Tensor:
+    def read(self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Tokens, condition: dict[str, Any]) -> Tensor:
         c = network_time(numbers[0], kernel.examples(x_t), x_t.new_empty((), dtype=torch.get_default_dtype()))
         output = self.network(x_t, c, **condition)
-        return self.parametrisation(output, kernel.evidence(x_t, t))
+        if output.ndim != x_t.ndim + 1 or output.shape[:-1] != x_t.shape or output.shape[-1] > kernel.K:
+            raise ArgumentError("network", output, f"logits of shape {tuple(x_t.shape)} + (V,) with V <= {kernel.K}")
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if output.shape[-1] < kernel.K:
+            output = nn.functional.pad(output, (0, kernel.K - output.shape[-1]), value=-math.inf)
+        return self.parametrisation(output, kernel.evidence(x_t, t, output.dtype))
 
 
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ __all__ = ["Discrete", "Distribution", "Joint", "Normal", "Scaled"]
 
 X = TypeVar("X")
 
+ROWS = 1 << 24
+"""Numbers per piece in which token laws are inverted: 128 MB of float64, whatever the vocabulary."""
+
 
 class Distribution(Protocol[X]):
     """A law of states."""
@@ -116,11 +119,15 @@ class Discrete:
 
     def sample(self, generator: Randomness = None) -> Tensor:
         """By inversion of the distribution function in float64, exact to 2^-53 for the rarest tokens."""
-        cumulative = self.log_probs.to(torch.float64).exp().cumsum(-1)
         u = rand(self.log_probs.shape[:-1], generator, dtype=torch.float64, device=self.log_probs.device)
-        # u in [0, 1) times the total; `right` skips tokens of probability 0.
-        place = torch.searchsorted(cumulative, (u * cumulative[..., -1]).unsqueeze(-1), right=True)
-        return place.squeeze(-1).clamp(max=self.log_probs.shape[-1] - 1)
+        return self.inverse(u)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """The tokens at which the distribution functions pass u, float64 in [0, 1), of the shape of x."""
+        K = self.log_probs.shape[-1]
+        rows = self.log_probs.reshape(-1, K).split(max(1, ROWS // K))
+        places = [inverted(row, v) for row, v in zip(rows, u.flatten().split(len(rows[0])), strict=True)]
+        return torch.cat(places).reshape(u.shape)
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return by_example(masked_terms(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1), mask))
@@ -152,6 +159,14 @@ class Joint:
 
     def kl(self, other: Joint) -> Tensor:
         return total(mine.kl(theirs) for mine, theirs in zip(self.parts, other.parts, strict=True))
+
+
+def inverted(log_probs: Tensor, u: Tensor) -> Tensor:
+    """The tokens (R,) at which R distribution functions pass u (R,)."""
+    cumulative = log_probs.to(torch.float64).exp().cumsum(-1)
+    # u in [0, 1) times the total; `right` skips tokens of probability 0.
+    place = torch.searchsorted(cumulative, (u * cumulative[:, -1]).unsqueeze(-1), right=True)
+    return place.squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .distributions import Normal, Scaled
-from .kernel import Kernel, Memo, Path, Time, check_order
+from .kernel import Kernel, Memo, Path, Time, check_order, interior
 from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
 from .schedules import Schedule, is_fixed
@@ -158,6 +158,26 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Belief, s: Time, t: Time) -> Tensor:
         posterior, reverse = self.posterior(x_t, self.certain(x_0), s, t), self.reverse(x_t, belief, s, t)
         return posterior.kl(reverse) if isinstance(reverse, Normal) else posterior.scaled().kl(reverse)
+
+    def gap_rate(self, x_t: Tensor, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
+        """-SNR lambda'(t)/2 times the error (Kingma et al. 2021, eq. 17); the spread does not matter in the limit."""
+        t = interior(t)
+        weight = -self.schedule.log_snr(t).exp() * self.schedule.log_snr_rate(t) / 2
+        error = self.error(x_0, belief, t)
+        return weight.to(error) * error
+
+    def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """Evenly in softplus(lambda): in lambda where there is signal, in SNR where there is none.
+
+        The best denoiser of standard normal data then costs the same at every share.
+        """
+        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
+        first, last = torch.nn.functional.softplus(self.schedule.log_snr(ends), threshold=40)
+        area = first + (last - first) * share
+        # The inverse of softplus, without overflow.
+        t = interior(self.schedule.inverse(area + torch.log(-torch.expm1(-area))))
+        growth = torch.sigmoid(self.schedule.log_snr(t)) * self.schedule.log_snr_rate(t)
+        return t, (last - first) / growth
 
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""

@@ -29,7 +29,7 @@ from .grids import Time
 from .randomness import Randomness
 from .schedules import Schedule
 
-__all__ = ["Kernel", "Memo", "Path", "Time"]
+__all__ = ["Kernel", "Memo", "Path", "Time", "interior"]
 
 X = TypeVar("X")
 B = TypeVar("B")
@@ -137,6 +137,21 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
         """KL(q(x_s | x_t, x_0) || p(x_s | x_t)) in nats, (B,)."""
         return self.posterior(x_t, self.certain(x_0), s, t).kl(self.reverse(x_t, belief, s, t))
 
+    @abstractmethod
+    def gap_rate(self, x_t: X, x_0: X, belief: B, t: Time) -> Tensor:
+        """The limit of gap / (t - s) as s rises to t: the bound's integrand in continuous time, nats per unit t, (B,)."""
+
+    def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """Where to meet `gap_rate` in [max(low, t_min), 1] so that it varies little: (t, dt/dshare).
+
+        Args:
+            share: (B,) float64 in [0, 1]; t runs from one end of time to the other with it.
+            low: where diffusion ends, > 0.
+        """
+        ends: Any = self
+        first = max(low, ends.schedule.t_min)
+        return first + (1 - first) * share, torch.full_like(share, 1 - first)
+
 
 class Memo:
     """Coefficients by time. Tensors in, tensors out; floats are computed once in float64 and remembered as floats.
@@ -159,6 +174,13 @@ class Memo:
             if self.fixed:
                 self.known[times] = numbers  # pyright: ignore[reportArgumentType]
         return numbers
+
+
+def interior(t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
+    """t as float64, at most one rounding of `dtype` away from the ends of time, where rates have limits but no value."""
+    least = 2.0**-53
+    most = 1 - (least if dtype == torch.float64 else 2.0**-24)
+    return torch.as_tensor(t, dtype=torch.float64).clamp(least, most)
 
 
 def check_order(s: Time, t: Time) -> None:

@@ -83,6 +83,15 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
         zipped = zip(self._each(), x_t, x_0, belief, strict=True)
         return total(part.gap(y, y_0, b, s, t) for part, y, y_0, b in zipped)
 
+    def gap_rate(self, x_t: tuple[Any, ...], x_0: tuple[Any, ...], belief: tuple[Any, ...], t: Time) -> Tensor:
+        zipped = zip(self._each(), x_t, x_0, belief, strict=True)
+        return total(part.gap_rate(y, y_0, b, t) for part, y, y_0, b in zipped)
+
+    def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """The first part's, above every part's t_min."""
+        first, *others = self._each()
+        return first.pace(share, max(low, *(part.schedule.t_min for part in others), 0.0))
+
     def likelihood(self, belief: tuple[Any, ...], t: Time) -> Joint:
         return Joint(tuple(part.likelihood(b, t) for part, b in zip(self._each(), belief, strict=True)))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polydiff.core.categorical import Categorical
+from polydiff.core.categorical import Tokens
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Path, Time
 from polydiff.core.randomness import rand, randn
@@ -181,11 +181,11 @@ class TokenData:
             place = place * size + x[:, axis]
         return place
 
-    def denoise(self, kernel: Categorical) -> Callable[[Tensor, Time], Tensor]:
+    def denoise(self, kernel: Tokens) -> Callable[[Tensor, Time], Tensor]:
         """Exact log p(x_0^l = k | x_t)."""
         return lambda x, t: self._belief(kernel.evidence(x, t), without_own=False)
 
-    def others(self, kernel: Categorical) -> Callable[[Tensor, Time], Tensor]:
+    def others(self, kernel: Tokens) -> Callable[[Tensor, Time], Tensor]:
         """Exact log p(x_0^l = k | x_t except token l): what the `context` parametrisation reads."""
         return lambda x, t: self._belief(kernel.evidence(x, t), without_own=True)
 

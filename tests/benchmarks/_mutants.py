@@ -181,8 +181,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "posterior takes the cumulative transition for the step's",
-            "self._evidence(x_t, self._survival(t, s))",
-            "self._evidence(x_t, self._survival(t))",
+            "self.columns(x_t, s, t, belief.dtype)",
+            "self.columns(x_t, 0.0, t, belief.dtype)",
         ),
         ("a row of the transition for its column", "self.log_pi[x].unsqueeze(-1)", "self.log_pi"),
         ("tokens are concluded by the mode", "return Discrete(belief).sample(generator)", "return belief.argmax(-1)"),
