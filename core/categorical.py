@@ -20,7 +20,7 @@ is the score entropy (Campbell et al. 2022, prop. 2; Lou et al. 2024, eq. 9).
 
 `Categorical` has R = 1 pi' - I: q(x_t | x_s) keeps a token with probability alpha_t / alpha_s, else draws it from pi.
 pi uniform, a point mass at the mask token (absorbing), or the unigram law (marginal): D3PM's three structures that need
-no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2); all is O(K).
+no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2). All is O(K).
 """
 
 from __future__ import annotations

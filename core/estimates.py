@@ -1,15 +1,16 @@
 r"""Estimates of the evidence lower bound that cost less than its full sum, and bounds that are tighter.
 
 `elbo_estimate`       a few of the grid's gaps, stratified, in place of all: unbiased, for every kernel.
-`continuous_elbo`     the limit of infinitely many gaps, for Gaussian kernels (Kingma et al. 2021, eq. 17):
-                      int lambda'-weighted error = 1/2 int SNR |x_0 - x_0_hat|^2 d lambda.
+`continuous_elbo`     the limit of infinitely many gaps, for every kernel: the integral of its `gap_rate`. Gaussian:
+                      1/2 int SNR |x_0 - x_0_hat|^2 d lambda (Kingma et al. 2021, eq. 17); tokens: the score entropy
+                      (Lou et al. 2024), which for absorbing chains is MDLM's weighted cross-entropy.
 `path_weight`         log p(x_0, ..., x_1) / q(x_t_1, ..., x_1 | x_0) of one drawn path. Its mean is minus the bound;
 `importance_weighted` of K of them gives log of their mean, which lies between the bound and log p(x_0) and rises with
                       K (Burda et al. 2016, "Importance Weighted Autoencoders", theorem 1).
 
-The continuous integral is taken over U = softplus(lambda) uniformly, p(lambda) proportional to sigmoid(lambda): uniform
-in lambda where there is signal, uniform in SNR where there is none, and finite where alpha_1 = 0. The error of the best
-denoiser of standard normal data is dims / (1 + SNR), for which the integrand is then constant and one time suffices.
+The continuous integral is taken at the kernel's own `pace`. Gaussian: uniformly over softplus(lambda), p(lambda)
+proportional to sigmoid(lambda), which is finite where alpha_1 = 0; the error of the best denoiser of standard normal
+data is dims / (1 + SNR), for which the integrand is then constant and one time suffices. Tokens: uniformly in alpha_t.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .bounds import Bound
 from .errors import ArgumentError
-from .gaussian import Gaussian
 from .grids import check_times, unstack
 from .kernel import Kernel, Time
 from .randomness import Randomness, rand
@@ -76,8 +76,8 @@ def elbo_estimate(
 
 def continuous_elbo(
     denoise: Callable[[Any, Time], Any],
-    kernel: Gaussian,
-    x_0: Tensor,
+    kernel: Kernel,
+    x_0: Any,
     *,
     terms: int = 1,
     low: float = 1e-4,
@@ -87,37 +87,29 @@ def continuous_elbo(
 
     Args:
         denoise: (x_t, t) -> belief; terms + 1 calls.
-        kernel: Gaussian, any schedule and noise law. Fixed reverse variances: they are the posterior's in the limit.
+        kernel: any in continuous time. Its reverse variances do not matter: in the limit they are the posterior's.
         x_0: data of B examples.
         terms: times per example, at even distances from one random start per example.
-        low: where diffusion ends, > 0.
+        low: where diffusion ends, > 0; any value gives a bound.
         generator: draws the times and x_t.
 
     Returns:
         Gaps of shape (terms, B), whose sum is the estimate of the diffusion loss, unbiased in time and noise.
     """
-    if not isinstance(kernel, Gaussian):
-        raise ArgumentError("kernel", kernel, "a Gaussian kernel; `elbo_estimate` serves every kernel")
     if terms < 1:
         raise ArgumentError("terms", terms, "an integer >= 1")
     if not 0 < low < 1:
         raise ArgumentError("low", low, "a time in (0, 1)")
-    count, schedule = kernel.examples(x_0), kernel.schedule
-    last = torch.full((count,), max(low, schedule.t_min), dtype=torch.float64)
-    first = torch.ones_like(last)
-    prior = kernel.marginal(x_0, first).kl(kernel.prior(x_0))
-    most, least = (nn.functional.softplus(schedule.log_snr(t), threshold=40) for t in (last, first))
+    count = kernel.examples(x_0)
+    last, _ = kernel.pace(torch.zeros(count, dtype=torch.float64), low)
+    prior = kernel.marginal(x_0, torch.ones_like(last)).kl(kernel.prior(x_0))
     start = rand((count,), generator, dtype=torch.float64)
     gaps: list[Tensor] = []
     for k in range(terms):
-        area = least + (most - least) * (start + k) / terms
-        # The inverse of softplus, without overflow.
-        log_snr = area + torch.log(-torch.expm1(-area))
-        t = schedule.inverse(log_snr)
+        t, stretch = kernel.pace((start + k) / terms, low)
         x_t = kernel.marginal(x_0, t).sample(generator)
-        error = kernel.error(x_0, denoise(x_t, t), t)
-        weight = (most - least) * (1 + torch.exp(log_snr)) / 2
-        gaps.append(weight.to(error) * error / terms)
+        rate = kernel.gap_rate(x_t, x_0, denoise(x_t, t), t)
+        gaps.append(stretch.to(rate) * rate / terms)
     x_t = kernel.marginal(x_0, last).sample(generator)
     reconstruction = -kernel.likelihood(denoise(x_t, last), last).log_prob(x_0)
     return Bound(prior, torch.stack(gaps), reconstruction)

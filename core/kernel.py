@@ -139,7 +139,7 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
 
     @abstractmethod
     def gap_rate(self, x_t: X, x_0: X, belief: B, t: Time) -> Tensor:
-        """The limit of gap / (t - s) as s rises to t: the bound's integrand in continuous time, nats per unit t, (B,)."""
+        """The limit of gap / (t - s) as s rises to t, nats per unit of t, (B,): the continuous bound's integrand."""
 
     def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
         """Where to meet `gap_rate` in [max(low, t_min), 1] so that it varies little: (t, dt/dshare).
@@ -177,7 +177,7 @@ class Memo:
 
 
 def interior(t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
-    """t as float64, at most one rounding of `dtype` away from the ends of time, where rates have limits but no value."""
+    """t as float64, kept one rounding of `dtype` away from both ends of time, where rates have limits but no values."""
     least = 2.0**-53
     most = 1 - (least if dtype == torch.float64 else 2.0**-24)
     return torch.as_tensor(t, dtype=torch.float64).clamp(least, most)

@@ -164,8 +164,10 @@ class Denoising(nn.Module):
         _, t, belief = self.look(batch, generator)
         return self.loss(batch["x_0"], t, belief)
 
-    def look(self, batch: Mapping[str, Any], generator: Randomness = None) -> tuple[Any, Tensor, Any]:
-        """(x_t, t, belief): one look at a noisy batch; arguments as `forward`."""
+    def look(
+        self, batch: Mapping[str, Any], generator: Randomness = None, t: Tensor | None = None
+    ) -> tuple[Any, Tensor, Any]:
+        """(x_t, t, belief): one look at a noisy batch; arguments as `forward`, t (B,) from `times` by default."""
         if not isinstance(batch, Mapping):
             raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
         missing = ({"x_0"} | self.drop.keys()) - batch.keys()
@@ -177,7 +179,7 @@ class Denoising(nn.Module):
             raise ArgumentError("batch", sorted(batch), "x_1 only where the kernel is a path")
         schedule: Any = kernel.schedule
         count = kernel.examples(x_0)
-        t = self.times(schedule, count, generator)
+        t = self.times(schedule, count, generator) if t is None else t
         for name, (probability, null) in self.drop.items():
             dropped = rand((count,), generator).to(condition[name].device) < probability
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))

@@ -1,0 +1,107 @@
+r"""The continuous bound as a training objective, and its weighted cross-entropy for absorbing chains.
+
+One time per example estimates the bound without its prior, which does not learn. With u uniform in [0, 1]
+
+    L = gap_rate at the kernel's pace, times dt/du,    for u > low
+        reconstruction(low) / low                      for u <= low
+
+so that diffusion ends at `low` and the reconstruction takes over there, at no second call of the network: nothing is
+cut off, and the mean is the bound for every low. For tokens gap_rate is the score entropy (Lou et al. 2024, "Discrete
+Diffusion Modeling by Estimating the Ratios of the Data Distribution", eq. 9).
+
+For absorbing chains it equals -alpha'/(1 - alpha) times the cross-entropy of the masked tokens (Sahoo et al. 2024,
+"Simple and Effective Masked Diffusion Language Models", eq. 10). `unmasking` is that weight, for `objectives.Denoising`
+with a reading that is certain of tokens that are not masked, as both are. Its integral converges at t = 0, so that
+`times=low_discrepancy(0.0)` there gives the whole bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .denoisers import Denoiser
+from .errors import ArgumentError
+from .kernel import Kernel, interior
+from .objectives import Denoising, plain
+from .randomness import Randomness, rand
+from .schedules import Schedule
+
+__all__ = ["ScoreEntropy", "antithetic", "stratified", "unmasking"]
+
+Shares: TypeAlias = Callable[[int, Randomness], Tensor]
+"""(B, generator) -> u, (B,) float64, each uniform in [0, 1]."""
+
+
+def unmasking(schedule: Schedule, t: Tensor) -> Tensor:
+    """-alpha'(t)/(1 - alpha_t), the rate at which masked tokens appear, finite at every t; shape of t."""
+    t = interior(t)
+    alpha_t, _ = schedule(t)
+    # Where alpha_t rounds to 1 no token is masked, and the number weighs nothing.
+    return -alpha_t * schedule.drift(t) / (1 - alpha_t).clamp_min(2.0**-53)
+
+
+def stratified(count: int, generator: Randomness = None) -> Tensor:
+    """u_i = (u + i/B) mod 1, one u per batch (Kingma et al. 2021, I.1): the low-discrepancy draw."""
+    first = generator[0] if isinstance(generator, Sequence) else generator
+    u = rand((1,), first, dtype=torch.float64)
+    return (u + torch.arange(count, dtype=torch.float64) / count) % 1
+
+
+def antithetic(count: int, generator: Randomness = None) -> Tensor:
+    """u and 1 - u in turn: pairs that err in opposite directions, independent of the other pairs."""
+    half = (count + 1) // 2
+    u = rand((half,), generator[:half] if isinstance(generator, Sequence) else generator, dtype=torch.float64)
+    return torch.stack([u, 1 - u], 1).flatten()[:count]
+
+
+class ScoreEntropy(nn.Module):
+    """Train a denoiser on the continuous bound per dimension.
+
+    Args:
+        denoiser: the module that learns.
+        kernel: any in continuous time. (Where the reconstruction is a density, as for Gaussians, its share is noisy.)
+        low: where diffusion ends, > 0; it bounds the weights, 1/low at most for absorbing tokens.
+        shares: the law of u: `stratified`, `antithetic`.
+        drop: as in `Denoising`.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        kernel: Kernel,
+        low: float = 1e-3,
+        shares: Shares = stratified,
+        drop: Mapping[str, tuple[float, Any]] | None = None,
+    ):
+        super().__init__()
+        if not 0 < low < 1:
+            raise ArgumentError("low", low, "a time in (0, 1)")
+        self.denoising = Denoising(denoiser, kernel, plain, drop=drop)
+        self.low, self.shares = float(low), shares
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.denoising.denoiser
+
+    @property
+    def kernel(self) -> Any:
+        return self.denoising.kernel
+
+    def forward(self, batch: Mapping[str, Any], generator: Randomness = None) -> Tensor:
+        """Per-example losses (B,) in nats per dimension; batch and generator as in `Denoising`."""
+        if not isinstance(batch, Mapping) or "x_0" not in batch:
+            raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
+        x_0, kernel = batch["x_0"], self.kernel
+        u = self.shares(kernel.examples(x_0), generator)
+        # Share 0 is where diffusion ends.
+        t, stretch = kernel.pace(((u - self.low) / (1 - self.low)).clamp_min(0), self.low)
+        x_t, t, belief = self.denoising.look(batch, generator, t)
+        rate = kernel.gap_rate(x_t, x_0, belief, t)
+        reconstruction = -kernel.likelihood(belief, t).log_prob(x_0) / self.low
+        diffusion = (stretch / (1 - self.low)).to(rate) * rate
+        loss = torch.where((u <= self.low).to(rate.device), reconstruction, diffusion)
+        return loss / kernel.dims(x_0).to(loss).clamp_min(1)
