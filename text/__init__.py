@@ -1,1 +1,1 @@
-"""Text: discrete diffusion over characters and tokens."""
+"""Text: discrete diffusion of characters, bytes and tokens; infilling, scoring, training and evaluation."""

@@ -15,13 +15,11 @@ import gzip
 import hashlib
 import os
 import shutil
-import socket
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, final
 from urllib.error import URLError
@@ -37,6 +35,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.transforms import functional as transforms
 from torchvision.utils import make_grid
 
+from ..core.downloads import data_folder, offline, patience
 from ..core.errors import ArgumentError, DataError
 
 __all__ = ["NAMES", "Images", "Split", "find_label", "load", "picture", "pictures", "to_uint8", "to_unit"]
@@ -44,7 +43,6 @@ __all__ = ["NAMES", "Images", "Split", "find_label", "load", "picture", "picture
 Split = Literal["train", "test"]
 
 HELD_OUT = 0.25  # of the digits: 450 of 1,797 images
-TIMEOUT = 30.0  # seconds without an answer before a download counts as offline
 
 
 def to_unit(v: Tensor, levels: int = 256) -> Tensor:
@@ -206,7 +204,7 @@ def load(
         raise ArgumentError("split", split, "'train' or 'test'")
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ArgumentError("size", size, "a positive number of pixels, or None")
-    root = Path(data_root or os.environ.get("POLYDIFF_DATA") or Path.home() / ".cache" / "polydiff").expanduser()
+    root = data_folder(data_root)
     named = NAMES.get(str(source))
     if named is not None:
         if size is not None:
@@ -258,11 +256,11 @@ def cifar10(root: Path, split: Split) -> Images:
     except RuntimeError:  # not there, or incomplete: fetched (again)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with _patience():
+            with patience():
                 data = official(str(root), train=split == "train", download=True)
         except (RuntimeError, URLError, OSError, EOFError) as error:
             problem = "is not there and could not be downloaded"
-            raise DataError(_offline("cifar10", root / official.base_folder, problem, official.url, error)) from error
+            raise DataError(offline("cifar10", root / official.base_folder, problem, official.url, error)) from error
     pixels = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
     return Images(pixels, torch.tensor(data.targets, dtype=torch.int64), list(data.classes), name="cifar10")
 
@@ -407,7 +405,7 @@ def _download(target: Path, name: str, official: type[datasets.MNIST], stems: Se
         for mirror in official.mirrors:
             try:
                 target.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=target) as partial, _patience():
+                with tempfile.TemporaryDirectory(dir=target) as partial, patience():
                     download_url(mirror + file, partial, file, checksums[file])
                     if not check_integrity(os.path.join(partial, file), checksums[file]):
                         raise RuntimeError("wrong MD5")
@@ -417,26 +415,8 @@ def _download(target: Path, name: str, official: type[datasets.MNIST], stems: Se
                 errors.append(error)
         else:
             problem, where = "is not there and could not be downloaded", " or ".join(official.mirrors)
-            raise DataError(_offline(name, target / file, problem, where, errors[-1]))
+            raise DataError(offline(name, target / file, problem, where, errors[-1]))
     return target / f"{stems[0]}.gz", target / f"{stems[1]}.gz"
-
-
-def _offline(name: str, path: Path, problem: str, url: str, error: Exception) -> str:
-    return (
-        f"{name}: {path} {problem} ({error}). Source: {url}. Offline: point --data-root (or POLYDIFF_DATA) to a folder "
-        "that has the files"
-    )
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Downloads give up after TIMEOUT seconds of silence; torchvision sets no limit of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _brief(x: Tensor) -> str:

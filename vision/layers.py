@@ -1,4 +1,4 @@
-"""Layers that the image networks share: time and class embedding, normalisation, self-attention.
+"""Layers that the image networks share: normalisation, and the checks of their input.
 
 Images run through the networks channels-last: a feature map (B, C, H, W) then is (B, H W, C) in memory, so attention
 reads it as a sequence without a copy, and the convolutions of CPUs and GPUs are at their fastest.
@@ -10,62 +10,15 @@ have a second way through, made of whole-array operations at memory speed; the r
 
 from __future__ import annotations
 
-import math
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..core.errors import ArgumentError
+from ..core.layers import is_reduced_on_cpu
 
-__all__ = ["Conditioning", "Normalisation", "attend", "check_images", "sinusoids", "zeroed"]
-
-M = TypeVar("M", nn.Linear, nn.Conv2d)
-
-
-def sinusoids(c: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of numbers in about [0, 1000] (Vaswani et al. 2017; Ho et al. 2020).
-
-    Computed in float32 even for a network in bfloat16, where 1000 and 1001 would be the same number.
-
-    Args:
-        c: (B,).
-        width: number of features, even.
-
-    Returns:
-        (B, width), float32: cosines, then sines, of c times a geometric series of frequencies from 1 to 1/10000.
-    """
-    half = width // 2
-    steps = torch.arange(half, device=c.device, dtype=torch.float32)
-    angles = c.float()[:, None] * torch.exp(steps * (-math.log(10_000.0) / half))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """Multi-head self-attention of a sequence (Vaswani et al. 2017).
-
-    Args:
-        qkv: (B, N, 3 C), queries, keys and values side by side.
-        heads: number of heads, a divisor of C.
-
-    Returns:
-        (B, N, C).
-    """
-    batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    q, k, v = qkv.view(batch, length, 3, heads, channels // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    if is_reduced_on_cpu(qkv) and qkv.requires_grad and length <= 1024:
-        # The fused kernel's backward is two to five times slower there than writing the weights out.
-        out = torch.softmax((q * (channels // heads) ** -0.5) @ k.transpose(2, 3), dim=3).to(v.dtype) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).reshape(batch, length, channels)
-
-
-def is_reduced_on_cpu(x: Tensor) -> bool:
-    """Whether x is of 16-bit numbers on a CPU."""
-    return x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+__all__ = ["Normalisation", "check_images"]
 
 
 def spatial_sum(x: Tensor) -> Tensor:
@@ -128,14 +81,6 @@ class FusedNormalisation(torch.autograd.Function):
         offset = -inverse * group_mean(scale * by_shift, ctx.groups, pixels) - mean * slope
         by_x = affine(x, slope, offset).addcmul_(grad, (scale * inverse).to(x.dtype)[:, :, None, None])
         return by_x, by_scale.sum_to_size(ctx.shapes[0]), by_shift.sum_to_size(ctx.shapes[1]), None, None, None
-
-
-def zeroed(layer: M) -> M:
-    """The layer with weights and bias set to zero: what it feeds starts as the identity or as zero."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 def check_images(x: Tensor, c: Tensor, channels: int, factor: int) -> None:
@@ -201,46 +146,3 @@ class Normalisation(nn.GroupNorm):
         gain = scale * inverse
         z = affine(x, gain, shift - mean * gain)
         return F.silu(z, inplace=True) if silu else z
-
-
-class Conditioning(nn.Module):
-    """Time and class to one embedding: perceptron(sinusoids(c)) + embedding of the label (Dhariwal & Nichol 2021).
-
-    Args:
-        features: number of sinusoidal features.
-        width: width of the embedding.
-        num_classes: number of classes, 0 for none. Label `num_classes` and `label=None` mean "no label".
-    """
-
-    def __init__(self, features: int, width: int, num_classes: int):
-        super().__init__()
-        self.features, self.num_classes = features, num_classes
-        self.hidden = nn.Linear(features, width)
-        self.output = nn.Linear(width, width)
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
-
-    def forward(self, c: Tensor, label: Tensor | None = None) -> Tensor:
-        """c (B,), label (B,) integers or None -> SiLU of the embedding (B, width), which is what every reader wants.
-
-        Raises:
-            ArgumentError: a label for a network without classes, of another shape, or out of range.
-        """
-        self.check(c, label)
-        embedding = self.output(F.silu(self.hidden(sinusoids(c, self.features).to(self.hidden.weight.dtype))))
-        if self.label is not None:
-            null = self.label.weight[-1]
-            embedding = embedding + (null if label is None else self.label(label))
-        return F.silu(embedding)
-
-    def check(self, c: Tensor, label: Tensor | None) -> None:
-        """Raises ArgumentError if the label cannot be used; its range is read on the CPU only (no device sync)."""
-        if label is None:
-            return
-        if self.label is None:
-            raise ArgumentError("label", label, "None: this network has no classes")
-        if label.shape != c.shape or label.dtype not in (torch.int64, torch.int32):
-            raise ArgumentError("label", label, f"integers (int64 or int32) of shape {tuple(c.shape)}")
-        if label.device.type == "cpu" and not torch.compiler.is_compiling() and label.numel():
-            low, high = int(label.min()), int(label.max())
-            if low < 0 or high > self.num_classes:
-                raise ArgumentError("label", f"values from {low} to {high}", f"0 to {self.num_classes} (= no label)")

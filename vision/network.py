@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.layers import Conditioning, attend, sinusoids, zeroed
 from .architectures import DiTConfig, UNetConfig
-from .layers import Conditioning, Normalisation, attend, check_images, sinusoids, zeroed
+from .layers import Normalisation, check_images
 
 __all__ = ["DiT", "UNet"]
 

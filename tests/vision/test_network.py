@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polydiff.core.errors import ArgumentError, ConfigError
+from polydiff.core.layers import attend
 from polydiff.vision.architectures import MAX_PARAMETERS, DiTConfig, UNetConfig
-from polydiff.vision.layers import Normalisation, attend
+from polydiff.vision.layers import Normalisation
 from polydiff.vision.network import DiT, UNet, Upsample
 
 UNETS = [
