@@ -13,19 +13,30 @@ from torch import Tensor
 from . import denoisers, grids, objectives, schedules
 from .adaptive import adaptive
 from .ancestral import ancestral
+from .any_order import any_order
 from .ddim import ddim
 from .dpm_solver import dpm_solver_pp_2m, dpm_solver_pp_2s, dpm_solver_pp_3m
 from .dpm_solver_sde import dpm_solver_pp_sde
 from .langevin import predictor_corrector
 from .multistep import deis
-from .names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
+from .names import (
+    GridName,
+    ParametrisationName,
+    ReadingName,
+    SamplerName,
+    ScheduleName,
+    TokenSamplerName,
+    WeightName,
+)
 from .ode import euler, heun
 from .pndm import f_pndm, pndm
 from .sampling import Step
 from .sde import reverse_diffusion
+from .tau_leaping import tau_leaping
 from .unipc import unipc
+from .unmasking import cached, confidence, first_hitting
 
-__all__ = ["GRIDS", "PARAMETRISATIONS", "SAMPLERS", "SCHEDULES", "WEIGHTS"]
+__all__ = ["GRIDS", "PARAMETRISATIONS", "READINGS", "SAMPLERS", "SCHEDULES", "TOKEN_SAMPLERS", "WEIGHTS"]
 
 SCHEDULES: dict[ScheduleName, Callable[[], schedules.Schedule]] = {
     "linear": schedules.LinearBeta,
@@ -45,6 +56,11 @@ PARAMETRISATIONS: dict[ParametrisationName, denoisers.Parametrisation] = {
     "score": denoisers.score,
     "flow": denoisers.flow,
     "edm": denoisers.edm(),
+}
+
+READINGS: dict[ReadingName, Callable[[Tensor, Tensor], Tensor]] = {
+    "logits": denoisers.logits,
+    "context": denoisers.context,
 }
 
 WEIGHTS: dict[WeightName, objectives.Weight] = {
@@ -84,3 +100,13 @@ SAMPLERS: dict[SamplerName, Callable[..., Iterator[Step]]] = {
     "sde-dpm-solver++": dpm_solver_pp_sde,
 }
 """`sampler(denoise, kernel, x, times, generator=...)`."""
+
+TOKEN_SAMPLERS: dict[TokenSamplerName, Callable[..., Iterator[Step]]] = {
+    "ancestral": ancestral,
+    "first-hitting": first_hitting,
+    "cached": cached,
+    "confidence": confidence,
+    "any-order": any_order,
+    "tau-leaping": tau_leaping,
+}
+"""Of the same form; all but ancestral and tau-leaping are for absorbing kernels."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-__all__ = ["GridName", "ParametrisationName", "SamplerName", "ScheduleName", "WeightName"]
+__all__ = [
+    "GridName",
+    "ParametrisationName",
+    "ReadingName",
+    "SamplerName",
+    "ScheduleName",
+    "TokenSamplerName",
+    "WeightName",
+]
 
 ScheduleName: TypeAlias = Literal["linear", "cosine", "sigmoid", "quadratic", "ve", "sub-vp", "edm", "rectified-flow"]
 ParametrisationName: TypeAlias = Literal["eps", "x0", "v", "score", "flow", "edm"]
 WeightName: TypeAlias = Literal["simple", "plain", "velocity", "flow", "likelihood", "min-snr", "p2", "edm"]
+ReadingName: TypeAlias = Literal["logits", "context"]
 GridName: TypeAlias = Literal["uniform", "quadratic", "log-snr", "karras"]
 SamplerName: TypeAlias = Literal[
     "ancestral",
@@ -27,3 +36,6 @@ SamplerName: TypeAlias = Literal[
     "predictor-corrector",
     "sde-dpm-solver++",
 ]
+TokenSamplerName: TypeAlias = Literal[
+    "ancestral", "first-hitting", "cached", "confidence", "any-order", "tau-leaping"
+]  # fmt: skip

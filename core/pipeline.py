@@ -4,6 +4,7 @@
     config.json         {"format_version": 1, "pipeline": "<class>", "weights": {"sha256": …}, "config": {…}}
     README.md           the model card
     solver-<n>.json     optional: calibrated solvers for n network calls
+    …                   what a domain keeps beside them, by name, see `Pipeline.beside`
 
 Such a folder may come from a stranger, so reading is strict and checks before it trusts: the configuration must fit the
 dataclass; no file may lie outside the folder; nothing in it names code; the model that the configuration asks for is
@@ -117,6 +118,8 @@ class Pipeline(ABC, Generic[C]):
     """
 
     config_class: ClassVar[type[Any]]
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Names of the files that a domain may keep in the folder besides; see `write_beside`."""
 
     def __init__(self, config: C, model: nn.Module):
         self.config, self.model = config, model
@@ -132,6 +135,12 @@ class Pipeline(ABC, Generic[C]):
         """Move the model to `device`."""
         self.model.to(device)
         return self
+
+    def write_beside(self, folder: Path) -> None:
+        """Write the files of `beside` that there is something for, each whole or not at all."""
+
+    def read_beside(self, folder: Path) -> None:
+        """Take what the files of `beside` hold; those that exist lie in `folder` itself."""
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, card: Card | None = None, dtype: torch.dtype | None = None
@@ -177,6 +186,7 @@ class Pipeline(ABC, Generic[C]):
                 old.unlink()  # of the weights that were there
             for calls, solver in self.solvers.items():
                 solver.save(folder / SOLVERS.replace("*", str(calls)))
+            self.write_beside(folder)
             # Last, for it vouches for the weights: whoever reads between the replacements is told so, not fooled.
             whole = {"format_version": FORMAT_VERSION, "pipeline": type(self).__name__, "weights": {"sha256": digest}}
             write_atomically(folder / CONFIG, json.dumps(whole | {"config": config}, indent=2, allow_nan=False) + "\n")
@@ -218,6 +228,10 @@ class Pipeline(ABC, Generic[C]):
         for path in sorted(folder.glob(SOLVERS)):
             solver = Calibrated.load(_inside(root, path))
             pipeline.solvers[len(solver.times) - 1] = solver
+        for name in cls.beside:
+            if (folder / name).exists():
+                _inside(root, folder / name)
+        pipeline.read_beside(folder)
         return pipeline
 
     def push_to_hub(
@@ -283,18 +297,19 @@ class Pipeline(ABC, Generic[C]):
             folder = path if path.is_dir() else shipped[name]
             return folder, folder
         if isinstance(name_or_path, str) and _is_repository(name):
-            folder = _download(name, revision)
+            folder = _download(name, revision, cls.beside)
             return folder, folder.parent.parent  # the hub's cache links files to its blobs
         known = f"; models that ship: {', '.join(shipped)}" if shipped else ""
         raise DataError(f"{name}: no such folder, shipped model or repository (owner/name){known}")
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, beside: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    wanted = [WEIGHTS, CONFIG, CARD, SOLVERS, *beside]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD, SOLVERS]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(

@@ -13,9 +13,10 @@ from ..core.calibration import Calibrated, Trajectories, calibrate, trajectories
 from ..core.commands import run
 from ..core.errors import DataError
 from ..core.randomness import example_generators
+from ..core.runs import model_folder
 from .options import Calibrate
 from .pipeline import ImagePipeline
-from .sample import load_model, model_folder
+from .sample import load_model
 
 __all__ = ["main", "solvers"]
 
@@ -24,7 +25,7 @@ DRAWN = 0x63616C69  # sets this use of the seed apart from the images that are d
 
 def main(options: Calibrate) -> None:
     """Fit, print, and write the solvers into the model's folder."""
-    folder = model_folder(options.model)
+    folder = model_folder(options.model, "vision")
     if not (folder / "config.json").is_file():
         shipped = ", ".join(ImagePipeline.shipped())
         raise DataError(

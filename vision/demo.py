@@ -15,11 +15,12 @@ from ..core.commands import run
 from ..core.machine import machine
 from ..core.options import TrainingOptions
 from ..core.report import Report
+from ..core.runs import command_line
 from .data import load, pictures, to_uint8
 from .evaluate import evaluate, table
 from .options import Demo, Evaluate, Network, Train
 from .pipeline import ImagePipeline
-from .train import command, train
+from .train import train
 
 __all__ = ["demo", "main"]
 
@@ -66,9 +67,10 @@ def demo(report: Report, options: Demo) -> None:
     )
     results, samples = evaluate(pipeline, data, held_out, measure)
 
+    line = command_line(settings, "train", "vision")
     report.heading("Images: digits")
     report.text(
-        f"Trained in {trained_at - started:.0f} s with `{command(settings)}`, sampled with {steps} network calls an "
+        f"Trained in {trained_at - started:.0f} s with `{line}`, sampled with {steps} network calls an "
         f"image and guidance {guidance}; {time.monotonic() - started:.0f} s in all on {machine()}."
     )
     report.picture(

@@ -21,12 +21,13 @@ from ..core.config import save, to_dict
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.machine import machine
+from ..core.runs import make_folder
 from . import metrics
 from .classifier import cached, extractor_options, judge_options
 from .data import NAMES, Images, load, pictures
 from .options import Evaluate, Train
 from .pipeline import ImagePipeline
-from .sample import batches, load_model, make_folder, used
+from .sample import batches, load_model, used
 
 __all__ = ["bound", "evaluate", "main", "table"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.commands import CONFIG_NAME, run
-from ..core.config import load, save, to_dict
-from ..core.errors import ArgumentError, ConfigError, DataError
+from ..core.config import save
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.names import GridName, SamplerName
+from ..core.runs import check_free, make_folder, model_folder
 from .data import picture, pictures
 from .options import Evaluate, Sample
 from .pipeline import ImagePipeline
 
-__all__ = ["batches", "load_model", "main", "model_folder"]
+__all__ = ["batches", "load_model", "main"]
 
 
 def main(options: Sample) -> None:
@@ -33,7 +32,7 @@ def main(options: Sample) -> None:
     pipeline = load_model(options.model)
     labels = pipeline.labels(list(options.label) or None, options.count)
     make_folder(options.out)
-    check_free(options)
+    check_free(options, "sample", "vision")
     print(used(pipeline, options), flush=True)
     save(options.out / CONFIG_NAME, "sample", "vision", options)
     levels, names = pipeline.config.levels, pipeline.config.class_names
@@ -60,38 +59,9 @@ def used(pipeline: ImagePipeline, options: Sample | Evaluate) -> str:
     return f"dpm-solver++, {steps} steps" + (f" (calibrated solvers: calls {known})" if known else "")
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of a command's results, or say why it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: no folder to write results into ({error})") from error
-
-
-def check_free(options: Sample) -> None:
-    """An ArgumentError if the folder holds images drawn with other options, which would end up among the new ones."""
-    kept = options.out / CONFIG_NAME
-    if kept.exists():
-        try:
-            same = to_dict(replace(load(kept, "sample", "vision", Sample), processes=options.processes))
-        except ConfigError:
-            same = None
-        if same != to_dict(options):
-            raise ArgumentError("--out", str(options.out), "a new folder: this one holds the results of other options")
-
-
-def model_folder(path: Path) -> Path:
-    """The folder of the model itself: the folder given, or `model` in that of a finished run."""
-    if path.is_dir() and (path / "model").is_dir():
-        return path / "model"
-    if path.is_dir() and (path / "checkpoints").is_dir():
-        raise DataError(f"{path}: this run has not finished; go on with `polydiff train vision --out {path} --resume`")
-    return path
-
-
 def load_model(name: str) -> ImagePipeline:
     """A model by name, from a folder with a model, or from the folder of a finished run."""
-    path = model_folder(Path(name))
+    path = model_folder(Path(name), "vision")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ImagePipeline.from_pretrained(path if path.is_dir() else name, device=device)
 

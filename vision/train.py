@@ -7,17 +7,16 @@ TensorBoard, and at the end `model/`, which `ImagePipeline.from_pretrained` read
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 
 import torch
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
-from ..core.errors import ArgumentError
 from ..core.machine import machine
 from ..core.methods import WEIGHTS
 from ..core.objectives import Denoising
 from ..core.pipeline import Card
+from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from .architectures import DiTConfig, UNetConfig
@@ -30,8 +29,7 @@ __all__ = ["image_config", "main", "train"]
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
-    if options.resume and not (options.out / CONFIG_NAME).exists():
-        raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
+    check_begun(options)
     data = load(options.data, "train", data_root=options.data_root, size=options.size)
     network = image_config(data, options).network
     channels, height, width = data.shape
@@ -96,33 +94,12 @@ def card(data: Images, options: Train, seconds: float) -> Card:
         title=f"Images like {data.name}",
         summary="A diffusion model of images" + (", class-conditional." if data.num_classes else "."),
         data=f"{data.name}, {len(data)} training images of shape {data.shape}",
-        command=command(options),
+        command=command_line(options, "train", "vision"),
         time=f"{seconds / 60:.1f} minutes",
         machine=machine(),
         seed=options.training.seed,
         limits="Draws images like its training set and nothing else; may repeat that set's errors and biases.",
     )
-
-
-def command(options: Train) -> str:
-    """The command line that trains with these options, without what is at its default or a matter of this machine."""
-    default, words = Train(), ["polydiff", "train", "vision"]
-    local = {"data_root", "out", "config", "resume", "progress", "cpu", "log_every", "checkpoint_every", "keep"}
-    for part, standard in (
-        (options, default),
-        (options.network, default.network),
-        (options.training, default.training),
-    ):
-        for each in fields(part):
-            value = getattr(part, each.name)
-            if each.name in local or is_dataclass(value) or value == getattr(standard, each.name):
-                continue
-            flag = "--" + each.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(flag if value else "--no-" + flag[2:])
-            else:
-                words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return " ".join(words)
 
 
 def network_config(network: Network, channels: int, num_classes: int) -> UNetConfig | DiTConfig:

@@ -17,6 +17,8 @@ from polydiff.core import methods, names
         (names.WeightName, methods.WEIGHTS),
         (names.GridName, methods.GRIDS),
         (names.SamplerName, methods.SAMPLERS),
+        (names.ReadingName, methods.READINGS),
+        (names.TokenSamplerName, methods.TOKEN_SAMPLERS),
     ],
 )
 def test_every_name_means_something(literal: Any, table: dict[str, Any]) -> None:

@@ -1,0 +1,94 @@
+"""The folders that commands write, and the command line that would write one again. Free of torch.
+
+A training run's folder holds `config.json`, `checkpoints/` and, when it has ended, `model/`; every domain's commands
+take such a folder where they take a model. A folder of results holds `config.json` beside them, so that results of
+different options never mix.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .commands import CONFIG_NAME
+from .config import load, to_dict
+from .errors import ArgumentError, ConfigError, DataError
+
+__all__ = ["check_begun", "check_free", "command_line", "make_folder", "model_folder"]
+
+LOCAL = frozenset(
+    {"data_root", "out", "config", "resume", "progress", "cpu", "log_every", "checkpoint_every", "keep", "processes"}
+)
+"""Options that say where and how to work on this machine, not what comes out."""
+
+
+def check_begun(options: Any) -> None:
+    """An ArgumentError if `options.resume` asks to go on with a run that `options.out` does not hold."""
+    if options.resume and not (options.out / CONFIG_NAME).exists():
+        raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a command's results; a DataError says why it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: no folder to write results into ({error})") from error
+
+
+def check_free(options: Any, command: str, domain: str) -> None:
+    """An ArgumentError if `options.out` holds results of other options, which would end up among the new ones."""
+    kept = options.out / CONFIG_NAME
+    if kept.exists():
+        try:
+            same = to_dict(replace(load(kept, command, domain, type(options)), processes=options.processes))
+        except ConfigError:
+            same = None
+        if same != to_dict(options):
+            raise ArgumentError("--out", str(options.out), "a new folder: this one holds the results of other options")
+
+
+def model_folder(path: Path, domain: str) -> Path:
+    """The folder of the model itself: the folder given, or `model` in that of a finished run.
+
+    Raises:
+        DataError: a run that has not finished.
+    """
+    if path.is_dir() and (path / "model").is_dir():
+        return path / "model"
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        raise DataError(
+            f"{path}: this run has not finished; go on with `polydiff train {domain} --out {path} --resume`"
+        )
+    return path
+
+
+def command_line(options: Any, command: str, domain: str) -> str:
+    """The command line with these options, without what is at its default or a matter of this machine.
+
+    Args:
+        options: the command's dataclass; groups of options are dataclasses in its fields.
+        command, domain: as in `polydiff COMMAND DOMAIN`.
+    """
+    words = ["polydiff", command, domain, *_flags(options, type(options)())]
+    return shlex.join(words)
+
+
+def _flags(options: Any, standard: Any) -> list[str]:
+    """Flags and values; those of groups come after the options beside them."""
+    words: list[str] = []
+    groups: list[str] = []
+    for each in fields(options):
+        value, default = getattr(options, each.name), getattr(standard, each.name)
+        flag = "--" + each.name.replace("_", "-")
+        if is_dataclass(value):
+            groups += _flags(value, default)
+        elif each.name in LOCAL or value == default:
+            continue
+        elif isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag[2:])
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return [*words, *groups]
