@@ -20,7 +20,7 @@ is the score entropy (Campbell et al. 2022, prop. 2; Lou et al. 2024, eq. 9).
 
 `Categorical` has R = 1 pi' - I: q(x_t | x_s) keeps a token with probability alpha_t / alpha_s, else draws it from pi.
 pi uniform, a point mass at the mask token (absorbing), or the unigram law (marginal): D3PM's three structures that need
-no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2). All is O(K).
+no K x K matrix (Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", A.2), O(K).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .distributions import Discrete, by_example
+from .distributions import Discrete, Distribution, by_example
 from .errors import ArgumentError
 from .kernel import Kernel, Time, check_order, interior
 from .noise import own_view
@@ -145,8 +145,8 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
         return self.push(self._joined(x_t, belief, t), 0.0, t)
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Tensor, s: Time, t: Time) -> Tensor:
-        known = self.certain(x_0, belief.dtype)
-        return self.posterior(x_t, known, s, t).kl(self.reverse(x_t, belief, s, t))
+        truth: Distribution[Tensor] = self.posterior(x_t, self.certain(x_0, belief.dtype), s, t)
+        return truth.kl(self.reverse(x_t, belief, s, t))
 
     def gap_rate(self, x_t: Tensor, x_0: Tensor, belief: Tensor, t: Time) -> Tensor:
         """The score entropy in nats per unit of t, (B,); finite at both ends of time."""

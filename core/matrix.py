@@ -89,7 +89,7 @@ METHODS: list[Method] = [
     Method("grid per example", FASTER, trials.columned),
     Method("elbo", LIKELIHOOD, trials_learning.bound),
     Method("elbo from a few terms", LIKELIHOOD, trials_learning.estimated),
-    Method("continuous elbo", LIKELIHOOD, trials_learning.continuous, Gaussian),
+    Method("continuous elbo", LIKELIHOOD, trials_learning.continuous),
     Method("importance-weighted bound", LIKELIHOOD, trials_learning.weighed),
     Method("exact likelihood", LIKELIHOOD, trials_learning.exact, Gaussian),
     Method("dequantisation", LIKELIHOOD, trials_learning.dequantise, Gaussian, (Isotropic, Diagonal)),
