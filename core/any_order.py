@@ -32,7 +32,7 @@ from .grids import check_times, unstack
 from .randomness import Randomness, rand, randint
 from .sampling import Step
 from .schedules import Schedule, time_of
-from .unmasking import Denoise, mask_of, revealed, start_of, uniforms
+from .unmasking import Denoise, asked, mask_of, revealed, start_of, uniforms
 
 __all__ = ["any_order", "any_order_losses", "any_order_nll", "optimal_steps", "order_log_prob", "steps_of"]
 
@@ -63,12 +63,12 @@ def any_order(
     flat, hidden, left = start_of(kernel, x, times, None)
     key = rand(flat.shape, generator, dtype=torch.float64) if order is None else visits(order, flat).to(torch.float64)
     u = uniforms(x, generator)
-    place = key.masked_fill(~hidden.cpu(), torch.inf).argsort(1, stable=True).argsort(1).to(x.device)
+    place = key.masked_fill(~hidden.cpu(), torch.inf).argsort(dim=1, stable=True).argsort(1).to(x.device)
     many, belief, grid = hidden.sum(1, keepdim=True), None, unstack(check_times(times))
     for (t, s), (before, after) in zip(pairwise(grid), pairwise([many, *left]), strict=True):
         chosen = hidden & (place >= many - before) & (place < many - after)
         if bool(chosen.any()):
-            belief = denoise(flat.view_as(x), t)
+            belief = denoise(flat.view_as(x), asked(t))
             flat = revealed(flat, belief, chosen, u)
         yield Step(s, flat.view_as(x), belief)
 
@@ -92,7 +92,7 @@ def order_log_prob(denoise: Denoise, kernel: Categorical, x_0: Tensor, times: Te
     for t, (before, after) in zip(unstack(check_times(times))[:-1], pairwise(counts), strict=True):
         chosen = (place >= N - before) & (place < N - after)
         if bool(chosen.any()):
-            belief = denoise(torch.where(place < N - before, data, mask).view_as(x_0), t)
+            belief = denoise(torch.where(place < N - before, data, mask).view_as(x_0), asked(t))
             result = torch.where(chosen, token_log_probs(belief, data), result)
     return result
 

@@ -97,7 +97,7 @@ def top_p(p: float) -> Change:
     def cut(log_probs: Tensor) -> Tensor:
         if p == 1:
             return log_probs
-        falling, order = log_probs.sort(-1, descending=True, stable=True)
+        falling, order = log_probs.sort(dim=-1, descending=True, stable=True)
         probabilities = falling.to(torch.float64).exp()
         before = probabilities.cumsum(-1) - probabilities
         # The first by name: rounding could otherwise leave nothing for a tiny p.

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor
 
 from .ancestral import ancestral
-from .categorical import Tokens, interior
+from .categorical import Tokens
 from .distributions import Discrete
 from .errors import ArgumentError
 from .grids import check_times, unstack
-from .kernel import Time
+from .kernel import Time, interior
 from .randomness import Randomness, rand
 from .sampling import Step
 

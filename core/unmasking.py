@@ -50,6 +50,9 @@ Criterion: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 NEAREST = 2.0**-40
 """The least share of a token's noise at which it is revealed: nearer to the data 1 - alpha would round to 0."""
 
+LATEST = 1 - 2.0**-24
+"""The latest time that denoisers are asked about: at t = 1, where alpha is 0, no known token would be possible."""
+
 
 def first_hitting(
     denoise: Denoise,
@@ -94,7 +97,7 @@ def first_hitting(
         yield Step(0.0, x, None)
     for first in range(0, most, per_call):
         after = first + per_call
-        belief = denoise(flat.view_as(x), hit[:, first])
+        belief = denoise(flat.view_as(x), asked(hit[:, first]))
         flat = revealed(flat, belief, hidden & (place >= first) & (place < after), u)
         yield Step(hit[:, after - 1] if after < most else 0.0, flat.view_as(x), belief)
 
@@ -135,14 +138,14 @@ def confidence(
         noise = gumbel(uniforms(x, generator)) if temperature else None
         count = hidden.sum(1, keepdim=True) - after
         if bool((count > 0).any()):
-            belief = denoise(flat.view_as(x), t)
+            belief = denoise(flat.view_as(x), asked(t))
             rows = belief.flatten(1, -2)[hidden]
             tokens = Discrete(rows).inverse(u[hidden])
             score = torch.full(flat.shape, -torch.inf, dtype=torch.float64, device=x.device)
             score[hidden] = surest(rows, tokens).to(torch.float64).clamp_min(torch.finfo(torch.float64).min)
             if noise is not None:
                 score = score + temperature * torch.as_tensor(s).reshape(-1, 1).to(x.device) * noise
-            place = score.argsort(1, descending=True, stable=True).argsort(1)
+            place = score.argsort(dim=1, descending=True, stable=True).argsort(1)
             drawn = flat.masked_scatter(hidden, tokens)
             chosen = hidden & (place < count)
             flat, hidden = torch.where(chosen, drawn, flat), hidden & ~chosen
@@ -227,6 +230,11 @@ def mask_of(kernel: Categorical) -> int:
     return mask
 
 
+def asked(t: Time) -> Time:
+    """t, at most `LATEST`."""
+    return t.clamp(max=LATEST) if isinstance(t, Tensor) else min(t, LATEST)
+
+
 def uniforms(x: Tensor, generator: Randomness) -> Tensor:
     """A uniform number for every position, (B, N) float64 on x's device."""
     return rand(x.shape, generator, dtype=torch.float64, device=x.device).flatten(1)
@@ -252,7 +260,9 @@ def start_of(
     noise = 1 - kernel.schedule(times)[0].detach()
     shares = noise[1:] / noise[:1] if share is None else share(times[1:]).clamp(0, 1)
     shares[-1] = 0.0
-    counts = (hidden.sum(1, keepdim=True).cpu() * shares.reshape(len(shares), -1, 1)).round().long()
+    left = hidden.sum(1, keepdim=True).cpu() * shares.reshape(len(shares), -1, 1)
+    # Halves go down, whatever the rounding of the schedule.
+    counts = (left - 1e-9).round().long()
     # Never more than before, whatever the function of the share.
     return flat, hidden, list(counts.cummin(0).values.to(x.device))
 
@@ -271,8 +281,8 @@ def refreshed(
     if belief is not None and len(index) == 0:
         return belief
     if belief is None or among is None or len(index) == len(stale):
-        return denoise(x, t)
-    fresh = among(index)(kernel.take(x, index), t[index.cpu()] if isinstance(t, Tensor) else t)
+        return denoise(x, asked(t))
+    fresh = among(index)(kernel.take(x, index), asked(t[index.cpu()] if isinstance(t, Tensor) else t))
     return belief.index_copy(0, index, fresh)
 
 
