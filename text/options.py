@@ -68,7 +68,7 @@ class Train:
     schedule: ScheduleName = "rectified-flow"
     """Noise schedule; rectified-flow is a survival of 1 - t."""
     near: Annotated[int, Range(1, 100_000)] | None = None
-    """How far a token moves: places of band (default 3), or neighbours of each token (default 4)."""
+    """How far tokens move: places at most (band, 3), standard deviation in places (gaussian, 3), neighbours (8)."""
     reading: ReadingName = "logits"
     """What the network's output means: p(x_0 | x_t), or p(x_0 | the other tokens), D3PM's (context)."""
     loss: LossName | None = None
@@ -110,10 +110,14 @@ class Sample:
     """Steps of the sampler for each window."""
     sampler: TokenSamplerName | None = None
     """Algorithm; None for the model's calibrated steps where it has as many, else ancestral."""
+    particles: Annotated[int, Range(1, 10_000)] | None = None
+    """Kernels that are not absorbing: condition on known text by so many particles; None for RePaint."""
     temperature: Annotated[float, Range(0, 1e3)] = 1.0
     """Below 1 for likelier tokens, above for more surprising ones."""
     top_p: Annotated[float, Range(1e-6, 1)] | None = None
     """Draw from the likeliest tokens that hold this share of the probability only."""
+    normalise: bool = False
+    """Bring --prompt and --infill into the form of the training text: for text8, lower case and spaces."""
     batch_size: Annotated[int, Range(1, 2**20)] = 32
     """Texts that pass through the network at once."""
     precision: Literal["no", "bf16"] = "no"
