@@ -23,7 +23,7 @@ METHODS = "run every method of the core on the smallest case of every domain, an
 COMMANDS = {
     "train": "train a model on a data set or on your own files",
     "sample": "draw from a trained model",
-    "calibrate": "fit solvers for few network calls to a trained model, and keep them with it",
+    "calibrate": "fit a sampler of few network calls to a trained model, and keep it there",
     "evaluate": "measure a trained model against held-out data",
     "demo": "train, sample and evaluate something small; writes a page of results",
 }
@@ -34,6 +34,8 @@ examples:
   polydiff train vision --data fashion-mnist --out runs/first   train on a real data set
   polydiff train vision --out runs/first --resume               go on where that run stopped
   polydiff sample vision --model runs/first --count 16          draw from it
+  polydiff train text --data novels --out runs/novels           text: any file or folder will do, too
+  polydiff sample text --model runs/novels --prompt "it was "   write on; --infill "the [MASK:3] sat" fills gaps
   polydiff methods                                              what works in which domain, by running it
 
 Options in full: polydiff COMMAND DOMAIN --help. An error is one line; --traceback shows where it came from.

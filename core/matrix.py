@@ -19,17 +19,19 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from . import trials, trials_learning
+from . import trials, trials_learning, trials_tokens
 from .case import Case
+from .categorical import Categorical, Tokens
 from .edm import stochastic_heun
 from .gaussian import Gaussian
 from .kernel import Kernel, Path
 from .langevin import annealed_langevin
-from .methods import SAMPLERS, WEIGHTS
+from .methods import SAMPLERS, TOKEN_SAMPLERS, WEIGHTS
 from .noise import Diagonal, Isotropic, Noise
 from .sde import euler_maruyama
 from .trials import late, needed, sampled
 from .trials_learning import trained, weighted
+from .trials_tokens import revealing
 
 __all__ = ["METHODS", "Cell", "Family", "Method", "evaluate", "table"]
 
@@ -50,6 +52,8 @@ class Method:
     """What a Gaussian's noise law must be an instance of."""
     conditional: bool = False
     """Whether it is about the condition of a network."""
+    masked: bool = False
+    """Whether the kernel must have a mask that every token ends as."""
 
     def applies(self, case: Case) -> bool:
         """Whether the method's mathematics is defined on the case."""
@@ -58,6 +62,7 @@ class Method:
             isinstance(case.kernel, self.needs)
             and (law is None or isinstance(law, self.noise))
             and (bool(case.condition) or not self.conditional)
+            and (getattr(case.kernel, "mask", None) is not None or not self.masked)
         )
 
 
@@ -75,6 +80,13 @@ FASTER, LIKELIHOOD, ASSUMPTIONS, GENERIC = typing.get_args(Family)
 
 METHODS: list[Method] = [
     *(Method(name, FASTER, sampled(sampler), needed(sampler)) for name, sampler in SAMPLERS.items()),
+    *(Method(name, FASTER, sampled(s), Tokens) for name, s in TOKEN_SAMPLERS.items() if needed(s) is Tokens),
+    *(
+        Method(name, FASTER, revealing(s), masked=True)
+        for name, s in TOKEN_SAMPLERS.items()
+        if needed(s) is Categorical
+    ),
+    Method("optimal steps", FASTER, trials_tokens.planned, masked=True),
     Method("euler-maruyama", FASTER, sampled(euler_maruyama, late), Gaussian),
     Method("annealed Langevin", FASTER, sampled(partial(annealed_langevin, moves=2), late), Gaussian),
     Method("EDM with churn", FASTER, sampled(partial(stochastic_heun, churn=2.0), late), Gaussian),
@@ -90,10 +102,13 @@ METHODS: list[Method] = [
     Method("elbo", LIKELIHOOD, trials_learning.bound),
     Method("elbo from a few terms", LIKELIHOOD, trials_learning.estimated),
     Method("continuous elbo", LIKELIHOOD, trials_learning.continuous),
+    Method("any-order likelihood", LIKELIHOOD, trials_tokens.ordered, masked=True),
     Method("importance-weighted bound", LIKELIHOOD, trials_learning.weighed),
     Method("exact likelihood", LIKELIHOOD, trials_learning.exact, Gaussian),
     Method("dequantisation", LIKELIHOOD, trials_learning.dequantise, Gaussian, (Isotropic, Diagonal)),
     *(Method(f"{name} weight", LIKELIHOOD, weighted(weight)) for name, weight in WEIGHTS.items()),
+    Method("masked cross-entropy weight", LIKELIHOOD, trained(trials_tokens.mdlm), masked=True),
+    Method("score entropy", LIKELIHOOD, trained(trials_tokens.score_entropy)),
     Method("importance-sampled times", LIKELIHOOD, trained(trials_learning.importance)),
     Method("hybrid objective", LIKELIHOOD, trained(trials_learning.hybrid)),
     Method("VDM", LIKELIHOOD, trials_learning.variational, Gaussian),
@@ -105,6 +120,7 @@ METHODS: list[Method] = [
     Method("stochastic interpolant", ASSUMPTIONS, trials.bridged, Gaussian, (Isotropic, Diagonal)),
     Method("cold degradation", ASSUMPTIONS, trials.cooled, Gaussian),
     Method("guidance", GENERIC, trials.guided, conditional=True),
+    Method("sharpening", GENERIC, trials_tokens.sharper, Tokens),
     Method("repaint", GENERIC, trials.inpainted),
     Method("particle inpainting", GENERIC, trials.filtered),
     Method("editing", GENERIC, trials.edited),

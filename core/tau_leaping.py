@@ -11,8 +11,8 @@ Estimating the Ratios of the Data Distribution", section 4.2):
 
     tau_leaping   freezes the rates at t: a token jumps with probability (t - s) sum_y R_t[y, x] s_y, at most 1, to y by
                   its share (Campbell et al. 2022, "A Continuous Time Framework for Discrete Denoising Models", section
-                  4.3, with at most one jump a step, as symbols have no order). Its error in the law of a single token
-                  is of the order of the step.
+                  4.3, with at most one jump a step, as symbols have no order). Even of a single token it has the right
+                  law only in the limit of small steps.
     analytic      runs the score back too: p(x_s = y | x_t) = Q_{t|s}[y, x] (s Q_{t|s}^-1)_y, Tweedie's formula for
                   tokens (their theorem 4.2). As s = (belief / q(x | .)) Q_{t|0}, the inverse leaves
                   (belief / q(x | .)) Q_{s|0}, and the product is the posterior q(x_s | x_t, x_0) with x_0 integrated

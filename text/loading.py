@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def vocabulary_named(name: str) -> Characters | Bytes | Pretrained:
     Raises:
         DataError: no such tokenizer.
     """
+    if name not in NAMED and os.path.isabs(name) and not os.path.exists(name):
+        raise DataError(f"{name}: no such tokenizer")  # the hub has no names like that; asking it takes seconds
     return NAMED[name] if name in NAMED else Pretrained.read(name)
 
 

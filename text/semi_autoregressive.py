@@ -21,9 +21,11 @@ from torch import Tensor
 from ..core.ancestral import ancestral
 from ..core.categorical import Tokens
 from ..core.errors import ArgumentError
+from ..core.grids import check_times
 from ..core.kernel import Time
 from ..core.randomness import Randomness
 from ..core.sampling import Step
+from ..core.unmasking import LATEST
 
 __all__ = ["Fill", "clamped", "semi_autoregressive"]
 
@@ -50,6 +52,9 @@ def clamped(sampler: Callable[..., Iterator[Step[Tensor]]] = ancestral) -> Fill:
     ) -> Iterator[Step[Tensor]]:
         if kernel.mask is None:
             raise ArgumentError("kernel", kernel, "an absorbing kernel; `repaint` fills with any other")
+        times = check_times(times)
+        # At alpha_1 = 0 known tokens would be impossible.
+        times = torch.cat([times[:1].clamp(max=LATEST), times[1:]])
         for step in sampler(denoise, kernel, kernel.blend(mask, known, x), times, generator=generator):
             yield step._replace(x=kernel.blend(mask, known, step.x))
 

@@ -19,13 +19,13 @@ from ..core.grids import uniform
 from ..core.hybrid import Hybrid
 from ..core.machine import machine
 from ..core.objectives import Denoising, Weight, low_discrepancy, plain
-from ..core.pipeline import Card, Pipeline
+from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.schedules import Schedule
 from ..core.score_entropy import ScoreEntropy, unmasking
 from ..core.training import Trained
 from ..core.training import train as train_objective
-from .autoregressive import Autoregressive, AutoregressiveConfig, AutoregressivePipeline
+from .autoregressive import AutoregressiveConfig, AutoregressivePipeline
 from .data import Text, load
 from .loading import vocabulary_named
 from .model import STATISTICS, TextConfig, TextModel, neighbourhood
@@ -46,8 +46,8 @@ def main(options: Train) -> None:
     data = load(options.data, "train", length=options.length, vocabulary=vocabulary, data_root=options.data_root)
     network = network_config(data, options)
     print(
-        f"{data.name}: {len(data.tokens)} tokens of {vocabulary.size} to train on, in windows of {data.length}; network "
-        f"of {network.num_parameters / 1e6:.2f} million parameters, {options.kernel}; {machine()}",
+        f"{data.name}: {len(data.tokens)} tokens of {vocabulary.size} to train on, in windows of {data.length}; "
+        f"network of {network.num_parameters / 1e6:.2f} million parameters, {options.kernel}; {machine()}",
         flush=True,
     )
     _, trained = train(data, options)
@@ -91,10 +91,9 @@ def train(
 def begin(data: Text, options: Train) -> tuple[AnyPipeline, nn.Module, nn.Module]:
     """The untrained pipeline, the objective, and the part of the objective that the pipeline keeps."""
     if options.kernel == "autoregressive":
-        config = AutoregressiveConfig(vocabulary=data.vocabulary, network=network_config(data, options))  # pyright: ignore[reportArgumentType]
+        config = AutoregressiveConfig(vocabulary=data.vocabulary, network=network_config(data, options), data=data.name)  # pyright: ignore[reportArgumentType]
         baseline = AutoregressivePipeline(config, AutoregressivePipeline.build(config))
-        objective = Autoregressive(baseline.model)
-        return baseline, objective, baseline.model
+        return baseline, baseline.model, baseline.model
     config = text_config(data, options)
     measured = {"counts": lambda: data.counts.clamp_min(1), "embeddings": lambda: embedded(data)}
     statistics = {name: measured[name]() for name in STATISTICS.get(config.kernel, {})}

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from polydiff.cli.main import DOMAINS, main
-from polydiff.core import matrix, schedules, trials
+from polydiff.core import matrix, schedules, trials, trials_tokens
+from polydiff.core.any_order import any_order
 from polydiff.core.case import Case
-from polydiff.core.categorical import Categorical
+from polydiff.core.categorical import Categorical, Tokens
 from polydiff.core.denoisers import Denoiser, GaussianDenoiser, TokenDenoiser
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.kernel import Kernel, Path
@@ -65,7 +66,8 @@ def denoiser_of(kernel: Any, x_0: Any) -> Denoiser:
     if isinstance(kernel, Product):
         return Parts([denoiser_of(part, x) for part, x in zip(kernel.parts, x_0, strict=True)])
     if isinstance(kernel, Categorical):
-        return TokenDenoiser(Cells(4, kernel.K, embedded=kernel.K).double(), kernel.schedule)
+        data = kernel.K if kernel.mask is None else kernel.mask  # a mask, the last symbol, is never data
+        return TokenDenoiser(Cells(4, data, embedded=kernel.K).double(), kernel.schedule)
     return GaussianDenoiser(Cells(x_0.shape[-1], x_0.shape[-1]).double(), kernel.schedule)
 
 
@@ -100,7 +102,7 @@ def applicable(name: str) -> set[str]:
 
 
 def test_what_applies_follows_from_the_mathematics() -> None:
-    everywhere = {method.name for method in METHODS if method.needs is Kernel and not method.conditional}
+    everywhere = {m.name for m in METHODS if m.needs is Kernel and not m.conditional and not m.masked}
     assert {"ancestral", "elbo", "repaint", "particle inpainting", "editing", "trajectories"} <= everywhere
     for name in OWN:
         assert everywhere <= applicable(name)
@@ -109,6 +111,14 @@ def test_what_applies_follows_from_the_mathematics() -> None:
     for name in ("uniform-cosine", "absorbing-rectified", "product-cosine"):
         assert not gaussian & applicable(name)
     assert gaussian <= applicable("isotropic-edm")
+    tokens = {method.name for method in METHODS if method.needs is Tokens}
+    masked = {method.name for method in METHODS if method.masked}
+    assert {"tau-leaping", "sharpening"} == tokens
+    assert {"first-hitting", "cached", "confidence", "any-order", "optimal steps", "any-order likelihood"} <= masked
+    for name, some in (("text", tokens | masked), ("absorbing-rectified", tokens | masked), ("uniform-cosine", tokens)):
+        assert (tokens | masked) & applicable(name) == some
+    assert not (tokens | masked) & (applicable("vision") | applicable("isotropic-edm") | applicable("product-cosine"))
+    assert everywhere <= applicable("text")
     assert "guidance" in applicable("vision")
     assert "guidance" not in applicable("isotropic-edm")
     assert trials.needed(import_module("polydiff.core.ddim").ddim) is Gaussian
@@ -169,6 +179,25 @@ def test_a_broken_method_is_reported(sampler: Any, reason: str) -> None:
     assert lines[1].split() == ["generic", "broken", "FAILED", "n.a."]
     assert lines[-2].startswith("FAILED: broken on centred-cosine: AssertionError: ")
     assert lines[-1] == "0 ok, 1 n.a., 1 FAILED"
+
+
+def broken_known(denoise: Any, kernel: Categorical, x: Tensor, times: Tensor, *, generator: Any = None) -> Any:
+    yield from any_order(denoise, kernel, torch.full_like(x, kernel.mask or 0), times, generator=generator)
+
+
+def broken_mask(denoise: Any, kernel: Categorical, x: Tensor, times: Tensor, *, generator: Any = None) -> Any:
+    steps = list(ancestral(denoise, kernel, x, times, generator))  # type: ignore[arg-type]
+    yield from steps[:-1]
+
+
+@pytest.mark.parametrize(("sampler", "reason"), [(broken_known, "known"), (broken_mask, "mask")])
+def test_a_broken_sampler_of_masks_is_reported(sampler: Any, reason: str) -> None:
+    method = Method("broken", "generic", trials_tokens.revealing(sampler), masked=True)
+    failed, absent = matrix.evaluate(
+        {name: CASES[name] for name in ("absorbing-rectified", "uniform-cosine")}, [method]
+    )
+    assert (failed.status, reason in failed.reason) == ("FAILED", True)
+    assert absent.status == "n.a."
 
 
 def test_broken_objectives_are_reported() -> None:
