@@ -14,17 +14,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from ..core.distributions import Discrete
 from ..core.errors import ArgumentError
-from ..core.pipeline import Card, Pipeline
+from ..core.pipeline import Pipeline
 from ..core.randomness import Randomness, example_generators
 from .network import Cache, Transformer, TransformerConfig
-from .vocabulary import AnyVocabulary
+from .vocabulary import TOKENIZER, AnyVocabulary
 
 __all__ = ["Autoregressive", "AutoregressiveConfig", "AutoregressivePipeline"]
 
@@ -137,6 +137,7 @@ class AutoregressivePipeline(Pipeline[AutoregressiveConfig]):
     """A trained baseline: generates, continues and scores texts."""
 
     config_class: ClassVar[type[Any]] = AutoregressiveConfig
+    beside: ClassVar[tuple[str, ...]] = (TOKENIZER,)
     model: Autoregressive
 
     @classmethod
@@ -181,16 +182,8 @@ class AutoregressivePipeline(Pipeline[AutoregressiveConfig]):
                 raise ArgumentError(f"texts[{place}]", texts[place], "a text of one token or more")
         return [-float(self.model.log_prob(torch.tensor([row], device=device))) for row in rows]
 
-    def save_pretrained(self, folder, *, card: Card | None = None, dtype: torch.dtype | None = None) -> Path:
-        """As `Pipeline.save_pretrained`, with what the vocabulary keeps beside the configuration."""
-        path = super().save_pretrained(folder, card=card, dtype=dtype)
-        self.config.vocabulary.save(path)
-        return path
+    def write_beside(self, folder: Path) -> None:
+        self.config.vocabulary.save(folder)
 
-    @classmethod
-    def from_pretrained(cls, name_or_path, *, revision: str | None = None, device: torch.device | str = "cpu") -> Self:
-        """As `Pipeline.from_pretrained`, with the vocabulary's own file."""
-        pipeline = super().from_pretrained(name_or_path, revision=revision, device=device)
-        folder, _ = cls._locate(name_or_path, revision)
-        pipeline.config = replace(pipeline.config, vocabulary=pipeline.config.vocabulary.at(folder))
-        return pipeline
+    def read_beside(self, folder: Path) -> None:
+        self.config = replace(self.config, vocabulary=self.config.vocabulary.at(folder))

@@ -32,12 +32,13 @@ from ..core.files import write_atomically
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TEXT8", "AnyVocabulary", "Bytes", "Characters", "Pretrained", "Vocabulary", "normalise"]
+__all__ = ["TEXT8", "TOKENIZER", "AnyVocabulary", "Bytes", "Characters", "Pretrained", "Vocabulary", "normalise"]
 
 TEXT8 = " abcdefghijklmnopqrstuvwxyz"
 """The 27 symbols of text8 (Mahoney 2011)."""
 
 TOKENIZER = "tokenizer.json"
+"""The file that a `Pretrained` vocabulary keeps in a model's folder."""
 LARGEST_TOKENIZER = 1 << 28
 
 
