@@ -120,9 +120,9 @@ def bound_nats(
         generators = example_generators(seed, 2, range(start, start + len(x_0)))
         with torch.autocast(x_0.device.type, precision, enabled=precision != torch.float32):
             bound = estimate(denoise, kernel, x_0, generator=generators)
-        nats = (bound.prior, bound.gaps.double().sum(0), bound.reconstruction)
-        for name, part in zip(parts, (*nats, sum(part.double() for part in nats)), strict=True):
-            parts[name].append(part.double().cpu())
+        nats = [bound.prior.double(), bound.gaps.double().sum(0), bound.reconstruction.double()]
+        for name, part in zip(parts, (*nats, torch.stack(nats).sum(0)), strict=True):
+            parts[name].append(part.cpu())
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

@@ -52,14 +52,14 @@ from polydiff.text.autoregressive import Autoregressive
 from polydiff.text.data import Text, load
 from polydiff.text.kernel import band, gaussian_walk, nearest_neighbours
 from polydiff.text.model import neighbourhood
-from polydiff.text.network import TransformerConfig
+from polydiff.text.network import Transformer, TransformerConfig
 
 from ._text_peers import PublicD3PM
 
 RESULT = Path(__file__).parent / "results" / "text_bits.json"
 SEED, LENGTH = 0, 256
 GRIDS = (1000, 256, 64, 20)
-NETWORK = {"width": 160, "depth": 5, "heads": 5}
+WIDTH, DEPTH, HEADS = 160, 5, 5
 
 Reading = Callable[[Tensor, Tensor], Tensor]
 
@@ -133,13 +133,23 @@ class Bench:
 
     # Models
 
-    def network(self, causal: bool = False, mask: bool = False) -> nn.Module:
-        """The network, the same weights for all."""
+    def config(self, causal: bool = False, mask: bool = False) -> TransformerConfig:
+        """Sizes of the network."""
         size = self.data.vocabulary.size
-        torch.manual_seed(SEED)
         return TransformerConfig(
-            vocabulary=size, outputs=size + mask, length=LENGTH, causal=causal, **NETWORK
-        ).build()  # fmt: skip
+            vocabulary=size,
+            outputs=size + mask,
+            width=WIDTH,
+            depth=DEPTH,
+            heads=HEADS,
+            length=LENGTH,
+            causal=causal,
+        )
+
+    def network(self, causal: bool = False, mask: bool = False) -> Transformer:
+        """The network, the same weights for all."""
+        torch.manual_seed(SEED)
+        return self.config(causal, mask).build()
 
     @property
     def training(self) -> TrainingOptions:
@@ -245,7 +255,6 @@ class Bench:
     def about(self) -> dict[str, Any]:
         """What is common to all models."""
         size = self.data.vocabulary.size
-        config = TransformerConfig(vocabulary=size, outputs=size, length=LENGTH, **NETWORK)
         ngrams = {
             name: self.rate(metrics.ngram_nats(self.data.tokens.long(), self.windows, size, order))
             for name, order in (("unigram", 1), ("bigram", 2))
@@ -254,8 +263,8 @@ class Bench:
             "command": "python -m tests.benchmarks.text_bits",
             "seed": SEED,
             "length": LENGTH,
-            "parameters": config.num_parameters,
-            "network": NETWORK,
+            "parameters": self.config().num_parameters,
+            "network": {"width": WIDTH, "depth": DEPTH, "heads": HEADS},
             "steps": self.options.steps,
             "batch": self.options.batch,
             "learning_rate": self.options.learning_rate,
