@@ -32,7 +32,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .distributions import Discrete, Distribution, by_example
+from .distributions import Discrete, by_example
 from .errors import ArgumentError
 from .kernel import Kernel, Time, check_order, interior
 from .noise import own_view
@@ -141,12 +141,13 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
         return self.columns(x_t, 0.0, t, dtype)
 
     def score(self, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
-        """log s_y for every y, (B, *dims, K): how many times likelier y is than x_t at that place (SEDD's score)."""
+        """log s_y for every y that can become x_t, (B, *dims, K): how many times likelier y is than x_t (SEDD)."""
         return self.push(self._joined(x_t, belief, t), 0.0, t)
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Tensor, s: Time, t: Time) -> Tensor:
-        truth: Distribution[Tensor] = self.posterior(x_t, self.certain(x_0, belief.dtype), s, t)
-        return truth.kl(self.reverse(x_t, belief, s, t))
+        truth = self.posterior(x_t, self.certain(x_0, belief.dtype), s, t)
+        reverse: Any = self.reverse(x_t, belief, s, t)
+        return truth.kl(reverse)
 
     def gap_rate(self, x_t: Tensor, x_0: Tensor, belief: Tensor, t: Time) -> Tensor:
         """The score entropy in nats per unit of t, (B,); finite at both ends of time."""

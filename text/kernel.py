@@ -150,7 +150,7 @@ class OnGrid(Linear):
     def index(self, t: Time) -> list[int]:
         """i of t = i/T, one or B of them."""
         place = torch.as_tensor(t, dtype=torch.float64).reshape(-1) * len(self.steps)
-        if bool(((place - place.round()).abs() > 1e-6).any()):
+        if bool(((place - place.round()).abs() > 1e-3).any()):
             raise ArgumentError("t", t, f"times i/{len(self.steps)}: these steps do not commute (see gaussian_walk)")
         return place.round().long().tolist()
 
