@@ -193,8 +193,8 @@ class Transformer(nn.Module):
             ArgumentError: a shape, dtype or token that does not fit, or a cache for a network that sees both ways.
         """
         self.check(x, c, cache)
-        weight = self.blocks[0].qkv.weight  # pyright: ignore
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else weight.dtype
+        device, kind = x.device.type, self.modulation.weight.dtype
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else kind
         condition = self.conditioning(c)
         modulation, last = self.modulation(condition), self.last(condition).to(kind)
         h = self.embedding(x).to(kind)

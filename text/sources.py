@@ -209,7 +209,7 @@ def hub(name: str, split: Split, column: str | None, config: str | None = None, 
         ) from error
     strings = [key for key, kind in rows.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
     column = column or ("text" if "text" in strings else strings[0] if len(strings) == 1 else None)
-    if column not in strings:
+    if column is None or column not in strings:
         raise DataError(f"{name}: column {column}; name one with hf:{name}:COLUMN, of: {', '.join(strings)}")
     text = "\n".join(row for row in rows[column] if row)
     # A split of its own stays whole; the training rows give up what is cut from them.

@@ -70,11 +70,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens.
-
-        Raises:
-            ArgumentError: a token outside 0 … size - 1 (a mask, for instance).
-        """
+        """The text of tokens; ArgumentError for one outside 0 … size - 1, such as a mask."""
 
     def encode(self, text: str) -> list[int]:
         """The tokens of `text`; decoding gives it back (see the classes for what may differ).
@@ -209,11 +205,7 @@ class Pretrained(Vocabulary):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer itself.
-
-        Raises:
-            ArgumentError: this came from a configuration file alone; `at` completes it.
-        """
+        """The tokenizer itself; ArgumentError if this came from a configuration file alone and `at` was not called."""
         if self.content is None:
             raise ArgumentError("vocabulary", self, f"one completed by `at` with the folder that holds {TOKENIZER}")
         return _tokenizer(self.content)

@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         server, wanted = self.server, self.headers.get("Range")
@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         body = server.content[start:]
         self.wfile.write(body if server.breaks_after is None else body[: server.breaks_after])
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 

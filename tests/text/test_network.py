@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -248,6 +249,7 @@ def test_cache_is_for_causal_networks():
     ],
     ids=str,
 )
-def test_bad_sizes(sizes: dict):
+def test_bad_sizes(sizes: dict[str, Any]):
+    whole: dict[str, Any] = {"vocabulary": 5, "width": 16, "heads": 2}
     with pytest.raises(ConfigError):
-        TransformerConfig(**{"vocabulary": 5, "width": 16, "heads": 2} | sizes)
+        TransformerConfig(**whole | sizes)
