@@ -49,7 +49,8 @@ def any_order(
     """As many tokens per step as the schedule expects to be revealed, in a random or given order.
 
     After the step to s, round(M (1 - alpha_s) / (1 - alpha_start)) of M masks are left: `steps_of` gives the grid for
-    one token a step, which is exact in law, or any other counts. Steps without a token to reveal call no network.
+    one token a step, which is exact in law, or any other counts. Steps without a token to reveal call no network and
+    carry the belief before, at first None.
 
     Args:
         denoise: (x_t, t) -> belief.
@@ -61,9 +62,9 @@ def any_order(
         generator: one, or a list with one per example.
     """
     flat, hidden, left = start_of(kernel, x, times, None)
-    key = rand(flat.shape, generator, dtype=torch.float64) if order is None else visits(order, flat).to(torch.float64)
+    key = visits(order, flat, generator)
     u = uniforms(x, generator)
-    place = key.masked_fill(~hidden.cpu(), torch.inf).argsort(dim=1, stable=True).argsort(1).to(x.device)
+    place = key.masked_fill(~hidden.cpu(), flat.shape[1]).argsort(dim=1, stable=True).argsort(1).to(x.device)
     many, belief, grid = hidden.sum(1, keepdim=True), None, unstack(check_times(times))
     for (t, s), (before, after) in zip(pairwise(grid), pairwise([many, *left]), strict=True):
         chosen = hidden & (place >= many - before) & (place < many - after)
@@ -110,7 +111,7 @@ def any_order_losses(denoise: Denoise, kernel: Categorical, x_0: Tensor, *, gene
         generator: one, or a list with one per example; draws the orders.
     """
     data, N = unmasked(kernel, x_0), x_0[0].numel()
-    place = rand(data.shape, generator, dtype=torch.float64).argsort(1).argsort(1).to(x_0.device)
+    place = visits(None, data, generator).to(x_0.device)
     hidden = (torch.full((len(data), 1), N - revealed_ones, device=x_0.device) for revealed_ones in range(N))
     return torch.stack([mean_loss(denoise, kernel, x_0, place, many) for many in hidden], 1)
 
@@ -121,7 +122,7 @@ def any_order_nll(denoise: Denoise, kernel: Categorical, x_0: Tensor, *, generat
     One network call; arguments as `any_order_losses`.
     """
     data, N = unmasked(kernel, x_0), x_0[0].numel()
-    place = rand(data.shape, generator, dtype=torch.float64).argsort(1).argsort(1).to(x_0.device)
+    place = visits(None, data, generator).to(x_0.device)
     many = 1 + randint(N, (len(data), 1), generator, device=x_0.device)
     return N * mean_loss(denoise, kernel, x_0, place, many)
 
@@ -163,17 +164,19 @@ def steps_of(counts: Tensor | Sequence[int], schedule: Schedule) -> Tensor:
         counts: (n,) integers >= 1; `[1] * N` for one token a step.
         schedule: the kernel's, with alpha_1 = 0.
     """
-    counts = torch.as_tensor(counts)
-    if counts.ndim != 1 or len(counts) < 1 or counts.is_floating_point() or not bool((counts >= 1).all()):
+    numbers = torch.as_tensor(counts)
+    if numbers.ndim != 1 or len(numbers) < 1 or numbers.is_floating_point() or not bool((numbers >= 1).all()):
         raise ArgumentError("counts", counts, "integers >= 1, (n,)")
-    gone = counts.cumsum(0).to(torch.float64) / int(counts.sum())
+    gone = numbers.cumsum(0).to(torch.float64) / int(numbers.sum())
     inner = time_of(lambda t: schedule(t)[0].detach(), gone[:-1])
     return check_times(torch.cat([inner.new_ones(1), inner, inner.new_zeros(1)]))
 
 
-def visits(order: Tensor, flat: Tensor) -> Tensor:
-    """When each position is visited, (B, N), or an ArgumentError unless the order is one."""
+def visits(order: Tensor | None, flat: Tensor, generator: Randomness = None) -> Tensor:
+    """When each position is visited, (B, N) on the CPU; an ArgumentError unless the order is one. None: at random."""
     N = flat.shape[1]
+    if order is None:
+        return rand(flat.shape, generator, dtype=torch.float64, device="cpu").argsort(1).argsort(1)
     if order.shape not in ((N,), flat.shape) or not bool((order.sort(-1).values.cpu() == torch.arange(N)).all()):
         raise ArgumentError(
             "order", order, f"every position in 0 ... {N - 1} once, shape ({N},) or {tuple(flat.shape)}"

@@ -116,7 +116,7 @@ def confidence(
     """Every step draws all masked tokens and keeps those of which the network is surest.
 
     Args:
-        denoise: (x_t, t) -> belief; called in steps that reveal something.
+        denoise: (x_t, t) -> belief; called in steps that reveal something, the others carry the belief before or None.
         kernel: absorbing.
         x: the state at times[0]; known tokens stay.
         times: grid (n + 1,) or (n + 1, B).
@@ -188,7 +188,8 @@ def cached(
             tokens = Discrete(rows[hidden]).inverse(u[hidden])
         else:
             hidden = hidden & ~stays(kernel, rows, u, s, t, mask)
-            ends = [time if isinstance(time, float) else time.to(x.device)[hidden.nonzero()[:, 0]] for time in (s, t)]
+            row = hidden.nonzero()[:, 0].cpu()
+            ends = [time[row] if isinstance(time, Tensor) else time for time in (s, t)]
             law = kernel.posterior(flat[hidden], rows[hidden], *ends)
             tokens = law.inverse(u[hidden])
         before, flat = flat, flat.masked_scatter(hidden, tokens)

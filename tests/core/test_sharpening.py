@@ -157,7 +157,7 @@ def test_a_network_that_says_mask_never_draws_it() -> None:
 
 
 def test_sharpened_single_tokens_have_the_sharpened_law() -> None:
-    """Of one token under an absorbing kernel the sampler's law is the sharpened marginal; forbidden symbols never come."""
+    """Of one token under an absorbing kernel it is the sharpened marginal; forbidden symbols never come."""
     kernel, data = absorbing(RectifiedFlow(), 4, mask=3), TokenData.standard(1, 4, without=3)
     denoise = sharpened(data.denoise(kernel), temperature(0.5))
     drawn = last(ancestral(denoise, kernel, masks(kernel, COUNT, 1), grids.uniform(4), generator=seeded(3)))
