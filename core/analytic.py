@@ -35,8 +35,7 @@ from .gaussian import Belief, Gaussian
 from .grids import check_times
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
-from .tableau import Row, follow
+from .sampling import Step, noisy, prepared, walk
 
 __all__ = ["Analytic", "PosteriorVariance", "analytic_ddim", "ceiling", "measure", "residual", "score_norm"]
 
@@ -223,15 +222,10 @@ def analytic_ddim(
     """
     if not 0 <= eta <= 1:
         raise ArgumentError("eta", eta, "a number in [0, 1]")
-    times, alpha, sigma = prepared(kernel, times)
+    times, alpha, sigma = noisy(kernel, times)
     alpha_t, alpha_s, sigma_t, sigma_s = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
     variance = eta**2 * sigma_s**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp_min(0)
     of_x = (sigma_s**2 - variance).sqrt() / sigma_t
     of_mean = alpha_s - of_x * alpha_t
     of_noise = (variance + of_mean**2 * table.at(kernel.schedule.log_snr(times[:-1]).detach(), most)).sqrt()
-    rows = [
-        Row(t, [(i, a)], [(i, b)], s, c)
-        for i, (t, s, a, b, c) in enumerate(zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True))
-    ]
-    rows[-1] = rows[-1]._replace(noise=None)
-    yield from follow(rows, denoise, kernel, x, generator)
+    yield from walk(denoise, kernel, x, times, of_x, of_mean, of_noise, generator)

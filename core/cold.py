@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .gaussian import Belief
+from .gaussian import Belief, TensorPath
 from .kernel import Path, Time
-from .noise import Isotropic, Noise
+from .noise import Noise
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import RectifiedFlow, Schedule
@@ -27,25 +27,23 @@ from .schedules import RectifiedFlow, Schedule
 __all__ = ["Cold", "cold"]
 
 
-class Cold(Path[Tensor]):
+class Cold(TensorPath):
     """The path of a deterministic degradation.
 
     Args:
         degrade: `degrade(x_0, t)` -> D(x_0, t), t (B,) in [0, 1]; the identity at 0.
         schedule: gives the time its meaning for weights and for what the network is told; straight by default.
-        layout: of the states.
+        noise: the law that knows the layout of the states and the metric of errors; nothing is drawn from it.
     """
 
     def __init__(
         self,
         degrade: Callable[[Tensor, Tensor], Tensor],
         schedule: Schedule | None = None,
-        layout: Noise | None = None,
+        noise: Noise | None = None,
     ):
-        super().__init__()
+        super().__init__(schedule if schedule is not None else RectifiedFlow(), noise)
         self.degrade = degrade
-        self.schedule = schedule if schedule is not None else RectifiedFlow()
-        self.layout = layout if layout is not None else Isotropic()
 
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         """D(x_0, 1)."""
@@ -54,21 +52,6 @@ class Cold(Path[Tensor]):
     def interpolate(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: Randomness = None) -> Tensor:
         """D(x_0, t), whatever x_1 is."""
         return self.degrade(x_0, t)
-
-    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
-        return self.layout.combine(*terms)
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.layout.project(x)
-
-    def examples(self, x: Tensor) -> int:
-        return self.layout.examples(x)
-
-    def dims(self, x: Tensor) -> Tensor:
-        return self.layout.dof(x)
-
-    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        return self.layout.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
 
 
 def cold(

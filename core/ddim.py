@@ -3,7 +3,8 @@ r"""DDIM(eta): processes with the same marginals, from deterministic to ancestra
     x_s = alpha_s x_0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z,
     v = eta^2 (1 - c) sigma_s^2,    eps = (x_t - alpha_t x_0) / sigma_t
 
-with (1 - c) sigma_s^2 the posterior variance, so eta = 1 is ancestral sampling and eta = 0 an ODE solver of order 1.
+with (1 - c) sigma_s^2 the posterior variance, so eta = 1 is ancestral sampling and eta = 0 an ODE solver of order 1. In
+the last interval, where sigma_s = 0, there is no noise and none is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Step, noisy, prepared, walk
 
 __all__ = ["ddim"]
 
@@ -42,16 +43,10 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ArgumentError("eta", eta, "a number in [0, 1]")
-    times, alpha, sigma = prepared(kernel, times)
+    times, alpha, sigma = (noisy if eta > 0 else prepared)(kernel, times)
     alpha_t, alpha_s, sigma_t, sigma_s = alpha[:-1], alpha[1:], sigma[:-1], sigma[1:]
     share = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2).clamp_min(0)
     of_eps = sigma_s * (1 - share).sqrt()
     of_x, of_mean = of_eps / sigma_t, alpha_s - of_eps * alpha_t / sigma_t
     of_noise = sigma_s * share.sqrt()
-    for t, s, a, b, c in zip(*columns(times[:-1], times[1:], of_x, of_mean, of_noise), strict=True):
-        belief = denoise(x, t)
-        terms = [(a, x), *belief.times(b)]
-        if eta > 0:
-            terms.append((c, kernel.noise.draw(x, generator)))
-        x = kernel.combine(*terms)
-        yield Step(s, x, belief)
+    yield from walk(denoise, kernel, x, times, of_x, of_mean, of_noise if eta > 0 else None, generator)

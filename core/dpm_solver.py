@@ -27,7 +27,7 @@ from torch import Tensor
 from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import gauss_legendre, history, lagged, terms
+from .multistep import gauss_legendre, history, lagged, lagged_rows, terms
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import Schedule
@@ -151,12 +151,7 @@ def parabola(half: Tensor, alpha: Tensor, usable: list[Tensor], curvature: float
 def belief_rows(times: Tensor, alpha: Tensor, sigma: Tensor, extra: list[Tensor]) -> list[Row]:
     """DDIM plus multiples of the last beliefs: lag -> weight (n, ...) that comes on top of DDIM's."""
     of_x, of_mean = ddim_step(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
-    weights = [of_mean + extra[0], *extra[1:]] if extra else [of_mean]
-    grid = unstack(times)
-    return [
-        Row(grid[i], [(i, a)], terms((i - lag, b) for lag, b in enumerate(numbers[: i + 1])), grid[i + 1])
-        for i, (a, *numbers) in enumerate(zip(*columns(of_x, *weights), strict=True))
-    ]
+    return lagged_rows(times, [of_x], [of_mean + extra[0], *extra[1:]] if extra else [of_mean])
 
 
 @torch.no_grad()

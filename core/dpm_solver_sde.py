@@ -28,10 +28,10 @@ from torch import Tensor
 from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .kernel import Time
+from .multistep import lagged_rows
 from .randomness import Randomness
-from .sampling import Step, columns
-from .sde import noisy
-from .tableau import Row, follow
+from .sampling import Step, columns, noisy
+from .tableau import follow
 
 __all__ = ["dpm_solver_pp_sde"]
 
@@ -69,19 +69,11 @@ def dpm_solver_pp_sde(
     of_x = sigma[1:] / sigma[:-1] * decay**eta
     of_noise = sigma[1:] * (-torch.expm1(2 * eta * decay.log())).sqrt() if eta > 0 else torch.zeros_like(h)
     weights = [alpha[1:] * weight for weight in quadrature(h, (1 + eta) * h, order)]
-    rows: list[Row] = []
-    for i, (t, s, a, c, *b) in enumerate(zip(*columns(times[:-1], times[1:], of_x, of_noise, *weights), strict=True)):
-        final = i == len(h) - 1
-        used = 1 if final else min(i + 1, order)
-        rows.append(
-            Row(
-                t,
-                [] if final else [(i, a)],
-                [(i - j, b[j]) for j in range(used)],
-                s,
-                c if eta > 0 and not final else None,
-            )
-        )
+    rows = lagged_rows(times, [of_x], weights)
+    if eta > 0:
+        # The last interval ends at data and has no noise.
+        scales = [*columns(of_noise[:-1])[0], None]
+        rows = [row._replace(noise=scale) for row, scale in zip(rows, scales, strict=True)]
     yield from follow(rows, denoise, kernel, x, generator)
 
 

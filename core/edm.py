@@ -24,8 +24,7 @@ from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .ode import line
 from .randomness import Randomness
-from .sampling import Step, columns
-from .sde import noisy
+from .sampling import Step, columns, noisy
 from .tableau import Row, follow
 
 __all__ = ["stochastic_heun"]

@@ -13,6 +13,7 @@ eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
 from .schedules import Schedule, is_fixed
 
-__all__ = ["Belief", "Coupled", "Gaussian"]
+__all__ = ["Belief", "Gaussian", "TensorPath"]
 
 
 class Belief:
@@ -68,7 +69,36 @@ class Belief:
         return [(number * weight, x) for weight, x in self._terms]
 
 
-class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
+class TensorPath(Path[Tensor], ABC):
+    """A path on tensor states: a noise law knows their layout, the space where they live and its metric.
+
+    Args:
+        schedule: alpha_t, sigma_t.
+        noise: the law, bound to its structure; isotropic by default.
+    """
+
+    def __init__(self, schedule: Schedule, noise: Noise | None = None):
+        super().__init__()
+        self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
+
+    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
+        return self.noise.combine(*terms)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.noise.project(x)
+
+    def examples(self, x: Tensor) -> int:
+        return self.noise.examples(x)
+
+    def dims(self, x: Tensor) -> Tensor:
+        return self.noise.dof(x)
+
+    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
+        """Squared error in the metric of the noise law, summed, (B,)."""
+        return self.noise.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
+
+
+class Gaussian(TensorPath, Kernel[Tensor, Belief]):
     """The kernel of a schedule and a noise law on tensor states.
 
     Args:
@@ -77,8 +107,7 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
     """
 
     def __init__(self, schedule: Schedule, noise: Noise | None = None):
-        super().__init__()
-        self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
+        super().__init__(schedule, noise)
         self._marginal = Memo(schedule, is_fixed(schedule))
         self._relative = Memo(self._blur, is_fixed(schedule))
         self._between = Memo(self._coefficients, is_fixed(schedule))
@@ -106,18 +135,6 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
         view = own_view(self)
         view.noise = self.noise.given(**structure)
         return view
-
-    def examples(self, x: Tensor) -> int:
-        return self.noise.examples(x)
-
-    def dims(self, x: Tensor) -> Tensor:
-        return self.noise.dof(x)
-
-    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
-        return self.noise.combine(*terms)
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.noise.project(x)
 
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         return self.noise.draw(x_0, generator)
@@ -198,33 +215,3 @@ class Gaussian(Path[Tensor], Kernel[Tensor, Belief]):
         view = own_view(self)
         view.noise = self.noise.taken(index, like)
         return view
-
-    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        """Squared error in the metric of the noise law, summed, (B,)."""
-        return self.noise.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
-
-
-class Coupled(Path[Tensor]):
-    """A path between paired ends without densities: `partner(x_0, generator)` supplies x_1 (other data, an ODE's end).
-
-    Rectified flow's reflow and stochastic interpolants train on it (Liu et al. 2023; Albergo et al. 2023).
-    """
-
-    def __init__(self, schedule: Schedule, partner: Callable[[Tensor, Randomness], Tensor]):
-        super().__init__()
-        self.schedule, self.partner, self.layout = schedule, partner, Isotropic()
-
-    def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
-        return self.partner(x_0, generator)
-
-    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
-        return self.layout.combine(*terms)
-
-    def examples(self, x: Tensor) -> int:
-        return self.layout.examples(x)
-
-    def dims(self, x: Tensor) -> Tensor:
-        return self.layout.dof(x)
-
-    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        return self.layout.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError
-from .gaussian import Belief
-from .kernel import Path, Time
-from .noise import Isotropic, Noise
+from .gaussian import Belief, TensorPath
+from .kernel import Time
+from .noise import Noise
 from .randomness import Randomness
 from .sampling import Step, columns, prepared
 from .schedules import RectifiedFlow, Schedule
@@ -45,7 +45,7 @@ def brownian(scale: float = 1.0) -> Callable[[Tensor], Tensor]:
     return lambda t: scale * (2 * t * (1 - t)).clamp_min(0).sqrt()
 
 
-class Interpolant(Path[Tensor]):
+class Interpolant(TensorPath):
     """The path between two data sets with latent noise.
 
     Args:
@@ -62,30 +62,12 @@ class Interpolant(Path[Tensor]):
         gamma: Callable[[Tensor], Tensor] | None = None,
         noise: Noise | None = None,
     ):
-        super().__init__()
+        super().__init__(schedule if schedule is not None else RectifiedFlow(), noise)
         self.partner = partner
-        self.schedule = schedule if schedule is not None else RectifiedFlow()
         self.gamma = gamma if gamma is not None else brownian()
-        self.noise = noise if noise is not None else Isotropic()
 
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         return self.partner(x_0, generator)
-
-    def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
-        return self.noise.combine(*terms)
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.noise.project(x)
-
-    def examples(self, x: Tensor) -> int:
-        return self.noise.examples(x)
-
-    def dims(self, x: Tensor) -> Tensor:
-        return self.noise.dof(x)
-
-    def error(self, x_0: Tensor, belief: Belief, t: Time) -> Tensor:
-        """Squared error in the metric of the noise law, summed, (B,)."""
-        return self.noise.squares(self.combine(*belief.times(1.0), (-1.0, x_0)))
 
     def interpolate(self, x_0: Tensor, x_1: Tensor, t: Tensor, generator: Randomness = None) -> Tensor:
         """A draw of x_t between the two ends."""

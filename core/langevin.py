@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
+from .grids import unstack
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, columns
-from .sde import noisy
+from .sampling import Step, columns, noisy
 
 __all__ = ["annealed_langevin", "corrector", "langevin", "predictor_corrector"]
 
@@ -55,7 +56,7 @@ def langevin(
         generator: one, or a list with one per example.
     """
     check_step(step, 2)
-    return Step(t, *fixed(denoise, kernel, x, t, *level(kernel, t), step, generator))
+    return fixed(denoise, kernel, x, level(kernel, t), step, generator)
 
 
 def corrector(
@@ -80,7 +81,7 @@ def corrector(
         generator: one, or a list with one per example.
     """
     check_snr(snr)
-    return Step(t, *corrected(denoise, kernel, x, t, *level(kernel, t), share, snr, generator))
+    return corrected(denoise, kernel, x, level(kernel, t), snr, share, generator)
 
 
 def predictor_corrector(
@@ -111,11 +112,10 @@ def predictor_corrector(
     ) -> Iterator[Step[Tensor]]:
         """Arguments as the predictor's."""
         times, alpha, sigma = noisy(kernel, times)
-        share = (alpha[:-1] / alpha[1:]) ** 2
-        table = columns(times[:-1], alpha[:-1], sigma[:-1], share)
-        for i, (t, a, b, c) in enumerate(zip(*table, strict=True)):
+        (shares,) = columns((alpha[:-1] / alpha[1:]) ** 2)
+        for i, (at, share) in enumerate(zip(levels(times, alpha, sigma), shares, strict=True)):
             for _ in range(corrections):
-                x, _ = corrected(denoise, kernel, x, t, a, b, c, snr, generator)
+                x = corrected(denoise, kernel, x, at, snr, share, generator).x
             # A one-step sampler's first step on (t, s, 0) is its step on (t, s, ..., 0).
             grid = times[i:] if i + 2 >= len(times) else torch.cat([times[i : i + 2], times[-1:]])
             step = next(predictor(denoise, kernel, x, grid, generator=generator, **options))
@@ -158,64 +158,73 @@ def annealed_langevin(
             "times", "a time at which alpha_t = 0", "alpha_t > 0, as x_t/alpha_t is kept: start below 1"
         )
     scale = torch.cat([alpha.new_ones(alpha[:1].shape), alpha[1:-1] / alpha[:-2]])
-    table = columns(times[:-1], alpha[:-1], sigma[:-1], scale)
-    for i, (t, a, b, c) in enumerate(zip(*table, strict=True)):
-        if i > 0:
-            x = kernel.combine((c, x))
-        belief = None
+    grid, here = unstack(times), levels(times, alpha, sigma)
+    for i, (at, kept) in enumerate(zip(here, columns(scale)[0], strict=True)):
+        reached = Step(at.t, kernel.combine((kept, x)) if i > 0 else x, None)
         for _ in range(moves):
-            x, belief = fixed(denoise, kernel, x, t, a, b, step / 2, generator)
+            reached = fixed(denoise, kernel, reached.x, at, step / 2, generator)
+        x = reached.x
         if i > 0:
-            yield Step(t, x, belief)
-    belief = denoise(x, table[0][-1])
-    yield Step(columns(times)[0][-1], belief.mean, belief)
+            yield reached
+    belief = denoise(x, grid[-2])
+    yield Step(grid[-1], belief.mean, belief)
+
+
+class Level(NamedTuple):
+    """A noise level: floats, or float64 tensors (B,)."""
+
+    t: Time
+    alpha: Time
+    sigma: Time
+
+
+def level(kernel: Gaussian, t: Time) -> Level:
+    """That of a time."""
+    alpha, sigma = kernel.schedule(torch.as_tensor(t, dtype=torch.float64))
+    return Level(t, alpha.item(), sigma.item()) if alpha.ndim == 0 else Level(t, alpha.detach(), sigma.detach())
+
+
+def levels(times: Tensor, alpha: Tensor, sigma: Tensor) -> list[Level]:
+    """Those of a grid's times, without the last, where there is no noise."""
+    return [Level(*numbers) for numbers in zip(*columns(times[:-1], alpha[:-1], sigma[:-1]), strict=True)]
 
 
 def fixed(
     denoise: Callable[[Tensor, Time], Belief],
     kernel: Gaussian,
     x: Tensor,
-    t: Time,
-    alpha: Time,
-    sigma: Time,
+    at: Level,
     step: float,
     generator: Randomness,
-) -> tuple[Tensor, Belief]:
-    """A step with epsilon = step sigma^2, and the belief that it used."""
-    belief, z = denoise(x, t), kernel.noise.draw(x, generator)
-    return kernel.combine((1 - step, x), *belief.times(step * alpha), (math.sqrt(2 * step) * sigma, z)), belief
+) -> Step[Tensor]:
+    """A step with epsilon = step sigma^2."""
+    belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
+    terms = (1 - step, x), *belief.times(step * at.alpha), (math.sqrt(2 * step) * at.sigma, z)
+    return Step(at.t, kernel.combine(*terms), belief)
 
 
 def corrected(
     denoise: Callable[[Tensor, Time], Belief],
     kernel: Gaussian,
     x: Tensor,
-    t: Time,
-    alpha: Time,
-    sigma: Time,
-    share: Time,
+    at: Level,
     snr: float,
+    share: Time,
     generator: Randomness,
-) -> tuple[Tensor, Belief]:
-    """A step with epsilon = 2 share (snr |z|/|score|)^2, and the belief that it used."""
-    belief, z = denoise(x, t), kernel.noise.draw(x, generator)
-    towards = kernel.combine((-1.0, x), *belief.times(alpha))  # sigma^2 times the score
+) -> Step[Tensor]:
+    """A step with epsilon = 2 share (snr |z|/|score|)^2."""
+    belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
+    towards = kernel.combine((-1.0, x), *belief.times(at.alpha))  # sigma^2 times the score
     squares = kernel.noise.squares(towards)
     # Where the score is 0, as in a cloud of one point, the step is 0; the inner `where` keeps its gradient finite.
     there = squares > 0
     ratio = kernel.noise.squares(z) / torch.where(there, squares, 1)
     root = torch.where(there & (ratio > 0), ratio, 1).sqrt()
-    root = torch.where(there & (ratio > 0), root, 0) * near(sigma, x)  # sqrt(epsilon / (2 share)) / (snr sigma)
+    root = torch.where(there & (ratio > 0), root, 0) * near(at.sigma, x)  # sqrt(epsilon / (2 share)) / (snr sigma)
     # epsilon/sigma^2 and sqrt(2 epsilon)
     share = near(share, x)
-    of_score, of_noise = 2 * share * (snr * root) ** 2, 2 * share**0.5 * snr * root * near(sigma, x)
-    return kernel.combine((1.0, x), (of_score, towards), (of_noise, z)), belief
-
-
-def level(kernel: Gaussian, t: Time) -> tuple[Time, Time]:
-    """(alpha_t, sigma_t) as floats, or as float64 tensors (B,)."""
-    alpha, sigma = kernel.schedule(torch.as_tensor(t, dtype=torch.float64))
-    return (alpha.item(), sigma.item()) if alpha.ndim == 0 else (alpha.detach(), sigma.detach())
+    of_score, of_noise = 2 * share * (snr * root) ** 2, 2 * share**0.5 * snr * root * near(at.sigma, x)
+    return Step(at.t, kernel.combine((1.0, x), (of_score, towards), (of_noise, z)), belief)
 
 
 def near(number: Time, x: Tensor) -> Time:

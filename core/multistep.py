@@ -24,7 +24,7 @@ short first intervals to show: each has only the predictions so far, and the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy
 import torch
@@ -121,24 +121,33 @@ def multistep_rows(
     of_x, of_mean = space.step(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     in_x, in_mean = space.reading(alpha[:-1], sigma[:-1])
     k_s = space.divisor(alpha[1:], sigma[1:])
-    tables = []
+    states, beliefs = [], []
     for lag, weight in enumerate(weights):
         # What the polynomial adds to a constant; the constant's step is known in closed form.
         extra = torch.where(fit, k_s * (weight - measure.sum(-1) if lag == 0 else weight), 0)
-        state, belief = extra * lagged(in_x, lag, 0), extra * lagged(in_mean, lag, 0)
-        tables += [state + of_x, belief + of_mean] if lag == 0 else [state, belief]
-    grid, rows = unstack(times), []
-    for i, numbers in enumerate(zip(*columns(*tables), strict=True)):
-        lags = range(min(len(weights), i + 1))
-        rows.append(
-            Row(
-                grid[i],
-                terms((i - lag, numbers[2 * lag]) for lag in lags),
-                terms((i - lag, numbers[2 * lag + 1]) for lag in lags),
-                grid[i + 1],
-            )
-        )
-    return rows
+        states.append(extra * lagged(in_x, lag, 0) + (of_x if lag == 0 else 0))
+        beliefs.append(extra * lagged(in_mean, lag, 0) + (of_mean if lag == 0 else 0))
+    return lagged_rows(times, states, beliefs)
+
+
+def lagged_rows(
+    times: Tensor, states: list[Tensor], beliefs: list[Tensor], places: Sequence[int] | None = None, first: int = 0
+) -> list[Row]:
+    """One row per interval, with one call at its beginning; weights of 0 are left out.
+
+    Args:
+        times: grid (n + 1,) or (n + 1, B).
+        states, beliefs: lag -> the weights (n, ...) of the state and of the belief of that many intervals before.
+        places: for each time, where its state and its belief stand in the table; the i-th at i by default.
+        first: the interval to begin with.
+    """
+    grid, places = unstack(times), range(len(times)) if places is None else places
+    of_states, of_beliefs = columns(*states), columns(*beliefs)
+
+    def known(weights: list[list[Time]], i: int) -> list[tuple[int, Time]]:
+        return terms((places[i - lag], weight[i]) for lag, weight in enumerate(weights[: i + 1]))
+
+    return [Row(grid[i], known(of_states, i), known(of_beliefs, i), grid[i + 1]) for i in range(first, len(times) - 1)]
 
 
 def history(times: Tensor, order: int, taper: bool, known: Tensor, fit: Tensor) -> list[Tensor]:

@@ -25,7 +25,7 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Step, columns, prepared, walk
 
 __all__ = ["euler", "exploding", "flow", "heun"]
 
@@ -67,10 +67,7 @@ def euler(
     times, alpha, sigma = prepared(kernel, times)
     k, u, da = coordinates(alpha, sigma)
     of_x, of_mean = line(k[1:], u[1:] - u[:-1], 1 / k[:-1], da, alpha[:-1], sigma[:-1])
-    for t, s, a, b in zip(*columns(times[:-1], times[1:], of_x, of_mean), strict=True):
-        belief = denoise(x, t)
-        x = kernel.combine((a, x), *belief.times(b))
-        yield Step(s, x, belief)
+    yield from walk(denoise, kernel, x, times, of_x, of_mean)
 
 
 def heun(

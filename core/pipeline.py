@@ -182,11 +182,14 @@ class Pipeline(ABC, Generic[C]):
             synchronise_folder(folder)
             text = self.card if card is None and self.card else (card or Card(type(self).__name__)).markdown()
             write_atomically(folder / CARD, text)
-            for old in folder.glob(SOLVERS):
-                old.unlink()  # of the weights that were there
-            for calls, solver in self.solvers.items():
-                solver.save(folder / SOLVERS.replace("*", str(calls)))
+            # Whoever is stopped here has a solver too many, not one too few.
+            solvers = {folder / SOLVERS.replace("*", str(calls)): solver for calls, solver in self.solvers.items()}
+            for path, solver in solvers.items():
+                solver.save(path)
+            for old in set(folder.glob(SOLVERS)) - solvers.keys():
+                old.unlink()
             self.write_beside(folder)
+            synchronise_folder(folder)
             # Last, for it vouches for the weights: whoever reads between the replacements is told so, not fooled.
             whole = {"format_version": FORMAT_VERSION, "pipeline": type(self).__name__, "weights": {"sha256": digest}}
             write_atomically(folder / CONFIG, json.dumps(whole | {"config": config}, indent=2, allow_nan=False) + "\n")

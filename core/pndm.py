@@ -29,9 +29,9 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
-from .multistep import lagged, terms
+from .multistep import lagged, lagged_rows, terms
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Step, prepared
 from .schedules import Schedule
 from .spaces import ddim_step, noise
 from .tableau import Row, follow
@@ -155,17 +155,11 @@ def adams_bashforth_rows(times: Tensor, alpha: Tensor, sigma: Tensor, first: int
     of_x, of_mean = ddim_step(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     gain = leverage(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     in_x, in_mean = noise.reading(alpha[:-1], sigma[:-1])
-    tables = []
+    states, beliefs = [], []
     for lag in range(4):
         weights = [ADAMS_BASHFORTH[min(i, 3)] for i in range(n)]
         numbers = torch.tensor([row[lag] if lag < len(row) else 0.0 for row in weights], dtype=torch.float64)
         extra = gain * (numbers - float(lag == 0)).reshape(-1, *(1,) * (times.ndim - 1))
-        base = (of_x, of_mean) if lag == 0 else (0, 0)
-        tables += [base[0] + extra * lagged(in_x, lag, 0), base[1] + extra * lagged(in_mean, lag, 0)]
-    grid, rows = unstack(times), []
-    for i, row in list(enumerate(zip(*columns(*tables), strict=True)))[first:]:
-        lags = range(min(4, i + 1))
-        states = terms((places[i - lag], row[2 * lag]) for lag in lags)
-        beliefs = terms((places[i - lag], row[2 * lag + 1]) for lag in lags)
-        rows.append(Row(grid[i], states, beliefs, grid[i + 1]))
-    return rows
+        states.append(extra * lagged(in_x, lag, 0) + (of_x if lag == 0 else 0))
+        beliefs.append(extra * lagged(in_mean, lag, 0) + (of_mean if lag == 0 else 0))
+    return lagged_rows(times, states, beliefs, places, first)

@@ -2,8 +2,8 @@ r"""Rectified flow's second round: pairs from the flow itself, on which the path
 
 A flow that was learned on independent pairs carries every noise x_1 to an end x_0. `couple` makes such pairs; a path
 between them, x_t = alpha_t x_0 + sigma_t x_1, no longer crosses itself where the flow is exact, so a denoiser trained
-on them (`Denoising` on batches {"x_0", "x_1"}, weight `flow_velocity`) sees x_0 in x_t: its flow is straight, and one
-Euler step follows it to the end. `straightness` measures how far that holds.
+on them (`Denoising` on batches {"x_0", "x_1"} or on a `Coupled` path, weight `flow_velocity`) sees x_0 in x_t: its flow
+is straight, and one Euler step follows it to the end. `straightness` measures how far that holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,33 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError
-from .gaussian import Belief
+from .gaussian import Belief, TensorPath
 from .grids import check_times
 from .kernel import Path, Time
+from .noise import Noise
 from .ode import flow
 from .randomness import Randomness
 from .sampling import Step, last
+from .schedules import Schedule
 
-__all__ = ["couple", "straightness"]
+__all__ = ["Coupled", "couple", "straightness"]
+
+
+class Coupled(TensorPath):
+    """A path between paired ends without densities (Liu et al. 2023; Albergo et al. 2023).
+
+    Args:
+        schedule: alpha_t, sigma_t.
+        partner: `partner(x_0, generator)` -> x_1: other data, or an ODE's end.
+        noise: the law that knows the layout of the states and the metric of errors; nothing is drawn from it.
+    """
+
+    def __init__(self, schedule: Schedule, partner: Callable[[Tensor, Randomness], Tensor], noise: Noise | None = None):
+        super().__init__(schedule, noise)
+        self.partner = partner
+
+    def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
+        return self.partner(x_0, generator)
 
 
 @torch.no_grad()

@@ -4,21 +4,25 @@ A sampler takes a bound denoiser, a kernel, the state at the grid's first time, 
 every update. There is no `no_grad` inside: the caller decides, since purification needs the gradient. A progress bar, a
 callback or a movie is a loop over the generator; `last` runs it to the end. One family of samplers is one file.
 
-Coefficients are computed for the whole grid at once, in float64, before the first step.
+Coefficients are computed for the whole grid at once, in float64, before the first step. Solvers whose step is a sum of
+the state, the belief's mean and fresh noise are such coefficients and one loop, `walk`; those that look back or ahead
+are tables (see `tableau`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from .errors import ArgumentError
+from .gaussian import Belief, Gaussian
 from .grids import check_times
 from .kernel import Path, Time
+from .randomness import Randomness
 
-__all__ = ["Step", "columns", "last", "prepared"]
+__all__ = ["Step", "columns", "last", "noisy", "prepared", "walk"]
 
 X = TypeVar("X")
 
@@ -56,3 +60,41 @@ def prepared(path: Path, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     times = check_times(times)
     alpha, sigma = path.schedule(times)
     return times, alpha.detach(), sigma.detach()
+
+
+def noisy(kernel: Gaussian, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`prepared` for samplers that draw noise, or an ArgumentError unless the kernel has a noise law."""
+    if not isinstance(kernel, Gaussian):
+        raise ArgumentError("kernel", kernel, "a Gaussian kernel, whose noise law the sampler draws from")
+    return prepared(kernel, times)
+
+
+def walk(
+    denoise: Callable[[Tensor, Time], Belief],
+    kernel: Path[Tensor],
+    x: Tensor,
+    times: Tensor,
+    of_x: Tensor,
+    of_mean: Tensor,
+    of_noise: Tensor | None = None,
+    generator: Randomness = None,
+) -> Iterator[Step[Tensor]]:
+    """One network call and one sum per interval; no noise in the last one, which ends at data.
+
+    Args:
+        denoise: (x_t, t) -> belief; only its mean is used.
+        kernel: any path; with noise, the Gaussian whose law it is drawn from.
+        x: the state at times[0].
+        times: grid (n + 1,) or (n + 1, B).
+        of_x, of_mean, of_noise: the weights, (n,) or (n, B); without `of_noise` none is drawn at all.
+        generator: one, or a list with one per example.
+    """
+    scales = [None] * len(of_x) if of_noise is None else [*columns(of_noise[:-1])[0], None]
+    for t, s, a, b, c in zip(*columns(times[:-1], times[1:], of_x, of_mean), scales, strict=True):
+        belief = denoise(x, t)
+        if c is None:
+            x = kernel.combine((a, x), *belief.times(b))
+        else:
+            assert isinstance(kernel, Gaussian)
+            x = kernel.combine((a, x), *belief.times(b), (c, kernel.noise.draw(x, generator)))
+        yield Step(s, x, belief)

@@ -31,7 +31,7 @@ from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Step, noisy, walk
 
 __all__ = ["euler_maruyama", "reverse_diffusion"]
 
@@ -57,8 +57,8 @@ def reverse_diffusion(
     ratio = alpha[:-1] / alpha[1:]
     variance = forward_variance(alpha, sigma)
     pull = variance / sigma[:-1] ** 2
-    table = (2 - ratio - pull, pull * alpha[:-1], variance.sqrt())
-    yield from walk(denoise, kernel, x, times, table, True, generator)
+    of_x, of_mean = 2 - ratio - pull, pull * alpha[:-1]
+    yield from walk(denoise, kernel, x, times, of_x, of_mean, variance.sqrt(), generator)
 
 
 def euler_maruyama(
@@ -94,14 +94,8 @@ def euler_maruyama(
     pull = (1 + eta**2) / 2 * diffusion**2 * step / sigma[:-1] ** 2
     of_x, of_mean = 1 - drift * step - pull, pull * alpha[:-1]
     of_x[-1], of_mean[-1] = 0, 1
-    yield from walk(denoise, kernel, x, times, (of_x, of_mean, eta * diffusion * step.sqrt()), eta > 0, generator)
-
-
-def noisy(kernel: Gaussian, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`prepared` for samplers that draw noise, or an ArgumentError unless the kernel has a noise law."""
-    if not isinstance(kernel, Gaussian):
-        raise ArgumentError("kernel", kernel, "a Gaussian kernel, whose noise law the sampler draws from")
-    return prepared(kernel, times)
+    of_noise = eta * diffusion * step.sqrt() if eta > 0 else None
+    yield from walk(denoise, kernel, x, times, of_x, of_mean, of_noise, generator)
 
 
 def forward_variance(alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -109,23 +103,3 @@ def forward_variance(alpha: Tensor, sigma: Tensor) -> Tensor:
     ratio = alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])
     # 1 - c in two factors: c is close to 1 on fine grids.
     return sigma[:-1] ** 2 * ((1 - ratio) * (1 + ratio)).clamp_min(0)
-
-
-def walk(
-    denoise: Callable[[Tensor, Time], Belief],
-    kernel: Gaussian,
-    x: Tensor,
-    times: Tensor,
-    table: tuple[Tensor, Tensor, Tensor],
-    stochastic: bool,
-    generator: Randomness,
-) -> Iterator[Step[Tensor]]:
-    """One step per interval with weights (of x, of the mean, of noise); no noise in the last one."""
-    rows = list(zip(*columns(times[:-1], times[1:], *table), strict=True))
-    for i, (t, s, a, b, c) in enumerate(rows):
-        belief = denoise(x, t)
-        terms = [(a, x), *belief.times(b)]
-        if stochastic and i < len(rows) - 1:
-            terms.append((c, kernel.noise.draw(x, generator)))
-        x = kernel.combine(*terms)
-        yield Step(s, x, belief)

@@ -78,6 +78,7 @@ def follow(
             assert isinstance(kernel, Gaussian)
             terms.append((row.noise, kernel.noise.draw(x, generator)))
         x = states[i + 1] = kernel.combine(*terms)
+        del terms  # else they would keep states and noise alive during the next call
         for known, uses in ((states, state_uses), (beliefs, belief_uses)):
             for j in [j for j in known if uses.get(j, -1) <= i and not (known is states and j == i + 1)]:
                 del known[j]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.any_order import any_order_losses, optimal_steps
+from ..core.categorical import Categorical
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import load as load_options
 from ..core.errors import ArgumentError, DataError
@@ -76,6 +77,9 @@ def check(pipeline: TextPipeline, options: Calibrate) -> None:
 
 def losses(pipeline: TextPipeline, data: Text, options: Calibrate) -> Tensor:
     """The mean loss of a hidden token in nats when 0 ... L - 1 others are known, (L,) float64."""
+    kernel = pipeline.kernel
+    if not isinstance(kernel, Categorical):
+        raise ArgumentError("pipeline", pipeline.config.kernel, "an absorbing model")
     many = min(options.windows, len(data))
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(options.seed))[:many]
     total = torch.zeros(data.length, dtype=torch.float64)
@@ -84,7 +88,7 @@ def losses(pipeline: TextPipeline, data: Text, options: Calibrate) -> Tensor:
         generators = example_generators(options.seed, DRAWN, range(first, first + len(part)))
         x_0 = data.batch(part)["x_0"].to(pipeline.device)
         with torch.no_grad():
-            found = any_order_losses(pipeline.given(), pipeline.kernel, x_0, generator=generators)
+            found = any_order_losses(pipeline.given(), kernel, x_0, generator=generators)
         total += found.cpu().to(torch.float64).sum(0)
     return total / many
 

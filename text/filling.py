@@ -45,8 +45,8 @@ def by_share(denoise: Denoise, kernel: Tokens) -> Denoise:
 
     def timed(x_t: Tensor, t: Time) -> Tensor:
         flat = x_t.flatten(1)
-        # Without any mask nothing is asked; one token keeps the time off 0.
-        share = (flat == mask).sum(1).clamp_min(1).cpu().to(torch.float64) / flat.shape[1]
+        # Half a token where there is no mask: at neither end of time, where a revealed one would be impossible.
+        share = (flat == mask).sum(1).cpu().to(torch.float64).clamp_min(0.5) / flat.shape[1]
         return denoise(x_t, time_of(lambda u: schedule(u)[0].detach(), 1 - share))
 
     return timed

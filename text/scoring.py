@@ -67,7 +67,7 @@ def token_bound(
     *,
     steps: int | None = None,
     terms: int = 16,
-    low: float = 1e-4,
+    low: float = 1e-3,
     generator: Randomness = None,
 ) -> Tensor:
     """Each token's share of the full bound on -log p(x_0) in nats, (B, L) float64; unbiased for its expectation.

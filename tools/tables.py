@@ -76,6 +76,17 @@ def vision_speed(found: dict[str, Any]) -> str:
     return markdown(head, rows) + source("vision_speed", found)
 
 
+def vision_loss(found: dict[str, Any]) -> str:
+    """Held-out loss of both sides at equal wall time."""
+    rows = []
+    for row in found["rows"]:
+        for point in row["curve"]:
+            sides = [f"{point[side]['loss']:.4f} ({point[side]['steps']})" for side in ("diffusers", "polydiff")]
+            rows.append([f"{row['data']}, {row['precision']}, {point['seconds']:.0f} s", *sides])
+    head = ["held-out loss (steps) at equal wall time", "diffusers `UNet2DModel`", "polydiff `UNet`"]
+    return markdown(head, rows) + source("vision_loss", found)
+
+
 def sampler_overhead(found: dict[str, Any]) -> str:
     """Microseconds per call beyond the network."""
     rows = []
@@ -228,6 +239,7 @@ def text_memory(found: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_quality": vision_quality,
     "vision_speed": vision_speed,
+    "vision_loss": vision_loss,
     "sampler_overhead": sampler_overhead,
     "training_resume": training_resume,
     "samplers": samplers,

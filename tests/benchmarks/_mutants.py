@@ -112,6 +112,13 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "torch.where(deviation > 0, x**2 / deviation.clamp_min(torch.finfo(x.dtype).tiny), 0)",
         ),
         (
+            "a state that is met twice counts once",
+            "(number, x) if known is None else (known[0] + number, x)",
+            "(number, x)",
+        ),
+    ],
+    "clouds": [
+        (
             "centred clouds keep all degrees of freedom",
             "return (self.counts(like) - 1).clamp_min(0) * like.shape[1]",
             "return self.counts(like) * like.shape[1]",
@@ -120,11 +127,6 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "centred noise is not centred",
             "return self.project(self.standard(like, generator))",
             "return self.standard(like, generator)",
-        ),
-        (
-            "a state that is met twice counts once",
-            "(number, x) if known is None else (known[0] + number, x)",
-            "(number, x)",
         ),
     ],
     "gaussian": [
@@ -359,6 +361,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "alpha, sigma = path.schedule(times)",
             "alpha, sigma = path.schedule(times.clamp_min(float(times[-2].min())))",
         ),
+        ("noise in the last step", "[*columns(of_noise[:-1])[0], None]", "columns(of_noise)[0]"),
     ],
     "ode": [
         ("Heun without averaging", "half = line(k_s, step / 2,", "half = line(k_s, step,"),
@@ -393,8 +396,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "previous predictions one further back",
-            "(i - lag, numbers[2 * lag + 1])",
-            "(max(i - 2 * lag, 0), numbers[2 * lag + 1])",
+            "known(of_beliefs, i)",
+            "[(max(2 * j - i, 0), weight) for j, weight in known(of_beliefs, i)]",
         ),
     ],
     "tableau": [
@@ -494,18 +497,17 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("Brownian increments grow with the step", "eta * diffusion * step.sqrt()", "eta * diffusion * step"),
         ("drift not reversed", "1 - drift * step - pull", "1 + drift * step - pull"),
-        ("noise in the last step", "if stochastic and i < len(rows) - 1:", "if stochastic:"),
         ("forward variance of one factor", "((1 - ratio) * (1 + ratio))", "(1 - ratio)"),
         ("reversed chain without its drift", "2 - ratio - pull", "1 - pull"),
     ],
     "langevin": [
-        ("noise without the 2", "math.sqrt(2 * step) * sigma", "math.sqrt(step) * sigma"),
+        ("noise without the 2", "math.sqrt(2 * step) * at.sigma", "math.sqrt(step) * at.sigma"),
         ("corrector's step without its 2", "2 * share * (snr * root) ** 2,", "share * (snr * root) ** 2,"),
-        ("paper's step for epsilon", "t, a, b, step / 2, generator)", "t, a, b, step, generator)"),
+        ("paper's step for epsilon", "at, step / 2, generator)", "at, step, generator)"),
         (
             "corrector's share is the drift, not its square",
-            "share = (alpha[:-1] / alpha[1:]) ** 2",
-            "share = alpha[:-1] / alpha[1:]",
+            "columns((alpha[:-1] / alpha[1:]) ** 2)",
+            "columns(alpha[:-1] / alpha[1:])",
         ),
         (
             "norms averaged over the batch",
@@ -514,8 +516,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "missing final denoise",
-            "yield Step(columns(times)[0][-1], belief.mean, belief)",
-            "yield Step(columns(times)[0][-1], x, belief)",
+            "yield Step(grid[-1], belief.mean, belief)",
+            "yield Step(grid[-1], x, belief)",
         ),
     ],
     "edm": [

@@ -1,6 +1,7 @@
 """The deterministic solvers of diffusers, k-diffusion and azula on one exact denoiser, with their options.
 
-Every peer is a function (oracle, x, calls) -> x_0 or None where its options do not fit that number of calls. It starts
+Every peer is a function (oracle, x, calls) -> x_0, or None where the calls do not suffice for a single run; a choice
+that the library itself refuses is an `Unusable` with its reason, which the benchmark counts and names. A peer starts
 from x ~ N(0, I) at the last index of DDPM's table, is driven as its documentation says, and is given the exact belief
 at the noise level that it believes to be at, also where it rounds the time that it would tell a network. The formulas
 of k-diffusion are written here from the papers: LMS (Adams-Bashforth in sigma), Heun and DPM-2 (Karras et al. 2022),
@@ -26,10 +27,14 @@ from torch import Tensor
 
 from tests.problems import MixtureData
 
-__all__ = ["BETAS", "Oracle", "azula_peers", "diffusers_peers", "k_peers"]
+__all__ = ["BETAS", "Oracle", "Unusable", "azula_peers", "diffusers_peers", "k_peers", "scheduled"]
 
 BETAS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 Peer = Callable[["Oracle", Tensor, int], Tensor | None]
+
+
+class Unusable(Exception):
+    """The library raises an error for these options and this number of calls; the message is its own."""
 
 
 class Oracle:
@@ -115,8 +120,8 @@ def scheduled(kind: str, choice: dict[str, Any]) -> Peer:
         for steps in range(calls, 0, -1):  # the largest number of steps that stays within the calls
             try:
                 scheduler.set_timesteps(steps)
-            except (ValueError, IndexError, NotImplementedError):
-                return None
+            except (ValueError, IndexError, NotImplementedError) as error:
+                raise Unusable(f"{kind}.set_timesteps({steps}): {type(error).__name__}: {error}") from error
             if len(scheduler.timesteps) <= calls:
                 break
         else:

@@ -14,7 +14,9 @@ The rmse is ruled by the few trajectories that a border between two modes sends 
 So ratios scatter by problem, and the figure to read is their geometric mean over problems beside the median error. For
 10 calls and more a fifth of the trajectories of the fit are those of a pool on which a classical solver errs most.
 
-`shared` compares solvers that both sides have, on the same grid. `microseconds` are per call, denoiser included, for
+`left_out` names the peers' choices that the library refuses for so many calls, with its own reason, or that end in
+numbers that are not finite; they are out of the running. `shared` compares solvers that both sides have, on the same
+grid. `microseconds` are per call, denoiser included, for
 `FRESH` states in 16 dimensions.
 """
 
@@ -48,7 +50,7 @@ from polydiff.core.machine import machine
 from polydiff.core.ode import euler, exploding, heun
 from polydiff.core.sampling import Step, last
 from polydiff.core.schedules import Tabulated
-from tests.benchmarks._samplers_peers import Oracle, azula_peers, diffusers_peers, k_peers, scheduled
+from tests.benchmarks._samplers_peers import Oracle, Unusable, azula_peers, diffusers_peers, k_peers, scheduled
 from tests.problems import MixtureData
 
 DIMENSIONS, SEEDS, CALLS, COUNT = (2, 16, 64), (0, 1, 2, 3, 4), (5, 10, 20, 50), 1024
@@ -111,8 +113,13 @@ def figures(y: Tensor, target: Tensor) -> dict[str, float]:
     }
 
 
-def peers(data: MixtureData, tuning: Trajectories, test: Trajectories, calls: int) -> dict[str, dict[str, Any]]:
-    """The solvers admitted, with the options that are best on `tuning`; the finalists also on `test`."""
+def peers(
+    data: MixtureData, tuning: Trajectories, test: Trajectories, calls: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The solvers admitted, with the options that are best on `tuning`; the finalists also on `test`.
+
+    And the choices left out, with the reason why.
+    """
     oracle = Oracle(data)
     rough = tuning._replace(x=tuning.x[:ROUGH], target=tuning.target[:ROUGH])
     choices = [
@@ -120,12 +127,22 @@ def peers(data: MixtureData, tuning: Trajectories, test: Trajectories, calls: in
         for library, offered in LIBRARIES.items()
         for name, options, peer in offered()
     ]
+    left_out: dict[str, str] = {}
 
     def error(choice: Any, on: Trajectories) -> float:
+        label, options, peer = choice
         oracle.calls = 0
-        y = choice[2](oracle, on.x, calls)
-        assert oracle.calls <= calls, (*choice[:2], oracle.calls)
-        return math.inf if y is None or not bool(y.isfinite().all()) else rmse(y, on.target)
+        try:
+            y = peer(oracle, on.x, calls)
+        except Unusable as refusal:
+            y, reason = None, str(refusal)
+        else:
+            reason = "too few calls" if y is None else "the end is not finite"
+        assert oracle.calls <= calls, (label, options, oracle.calls)
+        if y is None or not bool(y.isfinite().all()):
+            left_out[f"{label}, {options}"] = reason
+            return math.inf
+        return rmse(y, on.target)
 
     first = sorted(((error(choice, rough), i) for i, choice in enumerate(choices)))
     best: dict[str, dict[str, Any]] = {}
@@ -137,7 +154,7 @@ def peers(data: MixtureData, tuning: Trajectories, test: Trajectories, calls: in
             best[label], runs[label] = {"tuned": tuned, "options": options}, peer
     for label in sorted(best, key=lambda label: best[label]["tuned"])[:FINALISTS]:
         best[label] |= figures(runs[label](oracle, test.x, calls), test.target)
-    return best
+    return best, left_out
 
 
 def rmse(y: Tensor, target: Tensor) -> float:
@@ -185,7 +202,7 @@ def measure(D: int, seed: int) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"D": D, "seed": seed, "calls": calls, "fit_seconds": round(seconds, 1)}
         row |= {name: figures(y, test.target) for name, y in ends.items()}
         row["classical"]["solver"] = classical.start
-        row["peers"] = peers(data, tuning, test, calls)
+        row["peers"], row["left_out"] = peers(data, tuning, test, calls)
         best = min(row["peers"], key=lambda name: row["peers"][name]["tuned"])
         row["best_peer"] = best
         row["ratio"] = row["calibrated"]["rmse"] / row["peers"][best]["rmse"]
@@ -240,6 +257,14 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def all_left_out(rows: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """calls -> choice -> why it was left out of some problem."""
+    found: dict[str, dict[str, str]] = {}
+    for row in rows:
+        found.setdefault(str(row["calls"]), {}).update(row.get("left_out", {}))
+    return found
+
+
 def keep(new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Put rows into the results, in the place of older ones of the same problem; all rows."""
     done = {(row["seed"], row["D"]) for row in new}
@@ -255,6 +280,7 @@ def keep(new: list[dict[str, Any]]) -> list[dict[str, Any]]:
         "command": "python -m tests.benchmarks.samplers",
         "seed": list(SEEDS),
         "trajectories": FRESH,
+        "left_out": all_left_out(rows),
         "summary": summary(rows),
         "rows": rows,
     }
@@ -279,7 +305,7 @@ def main() -> None:
                 f"{D:3d} {seed:4d} {row['calls']:5d} {theirs:8.5f} {row['classical']['rmse']:9.5f}"
                 f" {row['calibrated']['rmse']:10.5f} {row['ratio']:6.3f} {row['ratio_hindsight']:11.3f}"
                 f" {row['ratio_median']:8.4f}  {row['best_peer']}"
-                f" [{row['fit_seconds']} s]",
+                f" [{row['fit_seconds']} s; {len(row['left_out'])} choices left out]",
                 flush=True,
             )
         rows = keep(new)
@@ -295,6 +321,10 @@ def main() -> None:
             f" {line['ratio_classical']:10.3f} {line['ratio_median']:10.4f} {line['ratio_swd']:8.4f}"
             f" {line['worst_shared']:10.4f}"
         )
+    for calls, found in all_left_out(rows).items():
+        print(f"\n{calls} calls, left out: {len(found)} choices")
+        for choice, reason in found.items():
+            print(f"  {choice}: {reason}")
 
 
 if __name__ == "__main__":

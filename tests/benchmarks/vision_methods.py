@@ -5,9 +5,9 @@
 All models share one network, one budget of training images and one seed. The first, `velocity`, is the demo's own: the
 samplers are compared on it, and it teaches the distilled and the consistency models. Every sampler starts from the same
 noise. FID is taken in the features of a classifier of the data set, of `--samples` images against all training images;
-the same figure of held-out images stands beside it. With `--data fashion-mnist` the model that ships takes
-the place of the first, and what would need others is left out. Models are kept in `--models` and not trained again; results are written part by part,
-and parts that were not asked for keep their old entry.
+the same figure of held-out images stands beside it. With `--data fashion-mnist` the model that ships takes the place of
+the first, and what would need others is left out. Models are kept in `--models` and not trained again; results are
+written part by part, and parts that were not asked for keep their old entry.
 """
 
 from __future__ import annotations

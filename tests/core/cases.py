@@ -10,8 +10,9 @@ from torch import Tensor
 
 from polydiff.core import schedules
 from polydiff.core.categorical import absorbing, marginal, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.gaussian import Gaussian
-from polydiff.core.noise import Centred, Diagonal, Isotropic, masked
+from polydiff.core.noise import Diagonal, Isotropic, masked
 from polydiff.core.product import Product
 
 B = 4

@@ -11,10 +11,11 @@ from torchdiffeq import odeint
 
 from polydiff.core import grids
 from polydiff.core.adaptive import ERROR, PLACES, STAGES, adaptive
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding

@@ -22,10 +22,11 @@ from polydiff.core.analytic import (
 )
 from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import elbo
+from polydiff.core.clouds import Centred
 from polydiff.core.distributions import Normal
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
-from polydiff.core.noise import Centred, Diagonal, Isotropic
+from polydiff.core.noise import Diagonal, Isotropic
 from polydiff.core.randomness import Randomness, seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, SubVP, VarianceExploding

@@ -11,9 +11,9 @@ from torch import Tensor
 from polydiff.core import grids, objectives
 from polydiff.core.bounds import Bound, bits_per_dim, elbo
 from polydiff.core.categorical import Categorical, absorbing, marginal, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
-from polydiff.core.noise import Centred
 from polydiff.core.product import Product
 from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding

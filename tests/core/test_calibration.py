@@ -14,14 +14,16 @@ from torch import Tensor
 from polydiff.core import spaces
 from polydiff.core.calibration import Calibrated, Trajectories, calibrate, trajectories
 from polydiff.core.candidates import Candidate, bent, candidates
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.core.fitting import Fit, fine, rms, squared_errors, table_rows
-from polydiff.core.gaussian import Belief, Coupled, Gaussian
+from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
 from polydiff.core.multistep import exponential_adams_bashforth
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
+from polydiff.core.rectified import Coupled
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
 from polydiff.core.spaces import data, ratio, share, straight

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polydiff.core import consistency as ct
 from polydiff.core import grids
 from polydiff.core.batches import Tensors
+from polydiff.core.clouds import Centred
 from polydiff.core.consistency import Consistency, consistency, consistency_sampler, curriculum
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser
@@ -22,7 +23,6 @@ from polydiff.core.distillation import bound
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred
 from polydiff.core.ode import heun
 from polydiff.core.options import TrainingOptions
 from polydiff.core.randomness import example_generators, seeded

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from polydiff.core import denoisers
 from polydiff.core.categorical import absorbing, marginal, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.denoisers import GaussianDenoiser, Parametrisation, TokenDenoiser, context, index, logits
 from polydiff.core.distributions import Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.guidance import ClassifierFree
-from polydiff.core.noise import Centred, masked
+from polydiff.core.noise import masked
 from polydiff.core.randomness import seeded
 from polydiff.core.schedules import (
     EDM,

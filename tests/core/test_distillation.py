@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polydiff.core import denoisers, grids
 from polydiff.core.batches import Tensors
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.distillation import (
@@ -26,7 +27,7 @@ from polydiff.core.distillation import (
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.guidance import ClassifierFree
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.options import TrainingOptions
 from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.sampling import last

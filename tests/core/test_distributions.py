@@ -12,9 +12,10 @@ from torch.distributions import Independent, MultivariateNormal, kl_divergence
 from torch.distributions import Normal as TorchNormal
 
 from polydiff.core import distributions
+from polydiff.core.clouds import Centred
 from polydiff.core.distributions import Discrete, Joint, Normal, Scaled
 from polydiff.core.errors import ArgumentError
-from polydiff.core.noise import Centred, Diagonal, Isotropic, masked
+from polydiff.core.noise import Diagonal, Isotropic, masked
 from polydiff.core.randomness import seeded
 
 B = 3

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from polydiff.core import grids
 from polydiff.core.ancestral import ancestral
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
 from polydiff.core.dpm_solver_sde import dpm_solver_pp_sde
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, SubVP, Tabulated, VarianceExploding

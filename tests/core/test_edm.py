@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from polydiff.core import grids
+from polydiff.core.clouds import Centred
 from polydiff.core.edm import stochastic_heun
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.ode import exploding, heun
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import last

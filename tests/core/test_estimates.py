@@ -13,11 +13,12 @@ from torch import Tensor
 from polydiff.core import grids
 from polydiff.core.bounds import elbo
 from polydiff.core.categorical import absorbing, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.estimates import continuous_elbo, elbo_estimate, importance_weighted, path_weight
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.product import Product
 from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding

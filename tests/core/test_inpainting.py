@@ -14,11 +14,11 @@ from torch import Tensor
 from polydiff.core import schedules
 from polydiff.core.ancestral import ancestral
 from polydiff.core.categorical import Categorical, absorbing, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.grids import uniform as even
 from polydiff.core.inpainting import jumps, particle_inpaint, repaint, systematic
-from polydiff.core.noise import Centred
 from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.sampling import last
 from tests.core.cases import CASES, INDEX, SIZES, Case

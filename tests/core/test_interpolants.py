@@ -11,16 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from polydiff.core import grids, objectives
+from polydiff.core.clouds import Centred
 from polydiff.core.cold import Cold, cold
 from polydiff.core.ddim import ddim
 from polydiff.core.errors import ArgumentError
-from polydiff.core.gaussian import Belief, Coupled, Gaussian
+from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.interpolants import Interpolant, bridge, brownian, mirrored
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.objectives import Denoising
 from polydiff.core.ode import euler
 from polydiff.core.randomness import Randomness, example_generators, randn, seeded
+from polydiff.core.rectified import Coupled
 from polydiff.core.sampling import last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
 from tests.problems import Clouds, GaussianData

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from polydiff.core import grids
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.inversion import angles, encode, interpolate, slerp
 from polydiff.core.kernel import Time
 from polydiff.core.multistep import exponential_adams_bashforth
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.ode import heun
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import last

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from polydiff.core import grids
 from polydiff.core.ancestral import ancestral
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
 from polydiff.core.langevin import annealed_langevin, corrector, langevin, predictor_corrector
-from polydiff.core.noise import Centred, Diagonal, masked
+from polydiff.core.noise import Diagonal, masked
 from polydiff.core.ode import heun
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import Step, last

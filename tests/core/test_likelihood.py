@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polydiff.core import grids
 from polydiff.core.bounds import bits_per_dim
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
@@ -24,7 +25,7 @@ from polydiff.core.likelihood import (
     normal,
     rademacher,
 )
-from polydiff.core.noise import Centred, Diagonal, Isotropic
+from polydiff.core.noise import Diagonal, Isotropic
 from polydiff.core.randomness import Randomness, seeded
 from polydiff.core.schedules import (
     EDM,

@@ -19,11 +19,12 @@ from polydiff.core import matrix, schedules, trials, trials_tokens
 from polydiff.core.any_order import any_order
 from polydiff.core.case import Case
 from polydiff.core.categorical import Categorical, Tokens
+from polydiff.core.clouds import Centred
 from polydiff.core.denoisers import Denoiser, GaussianDenoiser, TokenDenoiser
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.kernel import Kernel, Path
 from polydiff.core.matrix import METHODS, Method
-from polydiff.core.noise import Centred, Diagonal, Isotropic
+from polydiff.core.noise import Diagonal, Isotropic
 from polydiff.core.objectives import Denoising
 from polydiff.core.product import Product
 from polydiff.core.trials_learning import trained

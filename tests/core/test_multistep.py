@@ -15,6 +15,7 @@ from scipy import integrate
 from torch import Tensor
 
 from polydiff.core import grids, spaces
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import (
     belief_rows,
@@ -29,7 +30,7 @@ from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
 from polydiff.core.multistep import deis, exponential_adams_bashforth, multistep_rows
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.ode import euler, heun
 from polydiff.core.pndm import f_pndm, pndm
 from polydiff.core.randomness import seeded

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from polydiff.core.clouds import Centred
 from polydiff.core.gaussian import Belief
-from polydiff.core.noise import Centred, Diagonal, Isotropic, Noise
+from polydiff.core.noise import Diagonal, Isotropic, Noise
 from tests.core.cases import INDEX, B, normal
 
 EACH = torch.tensor([0.5, -1.0, 2.0, 0.25], dtype=torch.float64)

@@ -15,10 +15,11 @@ from polydiff.core import denoisers, objectives
 from polydiff.core.categorical import absorbing
 from polydiff.core.denoisers import GaussianDenoiser, TokenDenoiser
 from polydiff.core.errors import ArgumentError
-from polydiff.core.gaussian import Belief, Coupled, Gaussian
+from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.noise import Diagonal, masked
 from polydiff.core.objectives import Denoising
 from polydiff.core.randomness import Randomness, example_generators, seeded
+from polydiff.core.rectified import Coupled
 from polydiff.core.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule, SubVP, VarianceExploding
 
 B = 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import torch
 import yaml
 from torch import nn
 
+from polydiff.core.calibration import Calibrated
 from polydiff.core.config import Range
 from polydiff.core.errors import ArgumentError, CheckpointError, ConfigError, DataError
 from polydiff.core.pipeline import Card, Pipeline
@@ -150,6 +152,65 @@ def test_a_full_disk_leaves_the_former_model(folder: Path, monkeypatch: pytest.M
     monkeypatch.undo()
     Toy.from_pretrained(folder)
     assert len(os.listdir(folder)) == 3
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def solver(calls: int, rmse: float = 0.0) -> Calibrated:
+    times = tuple((calls - i) / calls for i in range(calls + 1))
+    weights = tuple((1.0,) * i for i in range(1, calls + 1))
+    return Calibrated(times, (0.0,) * calls + (1.0,), (1.0,) * calls + (0.0,), weights, weights, "none", rmse, rmse)
+
+
+def test_solvers_outlive_a_crash_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is read has the old solvers or the new ones, none of them of other weights than those it is read with."""
+    for changed in (False, True):
+        for moment in itertools.count():
+            folder = tmp_path / f"{changed}-{moment}"
+            pipeline = toy()
+            pipeline.solvers = {3: solver(3), 5: solver(5)}
+            pipeline.save_pretrained(folder)
+            if changed:
+                nn.init.zeros_(pipeline.model.layers[0].weight)  # pyright: ignore
+            pipeline.solvers = {3: solver(3, 1.0), 4: solver(4, 1.0)}
+            left = moment
+
+            def crash(real: Callable[..., Any]) -> Callable[..., Any]:
+                def counted(*arguments: Any, **options: Any) -> Any:
+                    nonlocal left
+                    left -= 1
+                    if left == -1:
+                        raise Crash
+                    return real(*arguments, **options)
+
+                return counted
+
+            with monkeypatch.context() as patch:
+                for module, name in ((os, "replace"), (Path, "unlink")):
+                    patch.setattr(module, name, crash(getattr(module, name)))
+                try:
+                    pipeline.save_pretrained(folder)
+                except Crash:
+                    pass
+                else:
+                    assert left == 0 and moment >= 5
+                    assert Toy.from_pretrained(folder).solvers == pipeline.solvers
+                    assert sorted(path.name for path in folder.glob("*.json")) == [
+                        "config.json",
+                        "solver-3.json",
+                        "solver-4.json",
+                    ]
+                    break
+            try:
+                found = Toy.from_pretrained(folder).solvers
+            except CheckpointError:
+                assert changed  # the new weights are there, and not yet their configuration
+                continue
+            assert 3 in found and found.keys() & {4, 5}
+            if changed:
+                assert found == {3: solver(3), 5: solver(5)}
 
 
 # ------------------------------------------------------------------------------------------------ files from strangers

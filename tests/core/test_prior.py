@@ -13,10 +13,11 @@ from polydiff.core import grids
 from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import elbo
 from polydiff.core.categorical import absorbing, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.distributions import Normal
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.ode import heun
 from polydiff.core.prior import ZeroTerminal, mismatch, zero_terminal_snr
 from polydiff.core.randomness import Randomness, seeded

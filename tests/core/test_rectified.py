@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from polydiff.core import denoisers, grids, objectives
 from polydiff.core.batches import Tensors
 from polydiff.core.categorical import uniform
+from polydiff.core.clouds import Centred
+from polydiff.core.cold import Cold
 from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.errors import ArgumentError
-from polydiff.core.gaussian import Belief, Coupled, Gaussian
+from polydiff.core.gaussian import Belief, Gaussian, TensorPath
+from polydiff.core.interpolants import Interpolant
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.objectives import Denoising
 from polydiff.core.ode import euler, heun
 from polydiff.core.options import TrainingOptions
 from polydiff.core.randomness import example_generators, seeded
-from polydiff.core.rectified import couple, straightness
+from polydiff.core.rectified import Coupled, couple, straightness
 from polydiff.core.sampling import Step, last
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow
 from polydiff.core.training import train
@@ -94,6 +97,25 @@ def test_noise_starts_with_its_own_scale() -> None:
     ragged = Gaussian(RectifiedFlow(), Centred()).given(**clouds.structure)
     pairs = couple(clouds.denoise(ragged), ragged, heun, torch.zeros(6, 3).double(), grids.uniform(60), seeded(0))
     torch.testing.assert_close(pairs["x_0"], clouds.deviation * pairs["x_1"], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("make", ["coupled", "interpolant", "cold"])
+def test_paths_of_clouds_are_those_of_their_noise_law(make: str) -> None:
+    """Layout, space and metric, against the Gaussian kernel of the same law."""
+    clouds = Clouds([2, 4])
+    law = Centred().given(**clouds.structure)
+    path: TensorPath = {
+        "coupled": lambda: Coupled(RectifiedFlow(), lambda x, generator: x, law),
+        "interpolant": lambda: Interpolant(lambda x, generator: x, noise=law),
+        "cold": lambda: Cold(lambda x, t: x, noise=law),
+    }[make]()
+    kernel = Gaussian(RectifiedFlow(), law)
+    x, y = (torch.randn(6, 3, generator=seeded(i), dtype=torch.float64) for i in range(2))
+    share = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    assert path.examples(x) == 2 and path.dims(x).tolist() == [3, 9]
+    assert torch.equal(path.project(x), kernel.project(x)) and not torch.equal(path.project(x), x)
+    assert torch.equal(path.combine((share, x), (1 - share, y)), kernel.combine((share, x), (1 - share, y)))
+    assert torch.equal(path.error(x, Belief(y), 0.5), kernel.error(x, Belief(y), 0.5))
 
 
 def test_the_loss_of_the_exact_second_round_is_zero_on_given_pairs() -> None:

@@ -14,15 +14,16 @@ from torch import Tensor
 from polydiff.core import denoisers, grids
 from polydiff.core.ancestral import ancestral
 from polydiff.core.categorical import Categorical, absorbing, marginal, uniform
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser, index
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
-from polydiff.core.noise import Centred
 from polydiff.core.ode import euler, exploding, flow, heun
 from polydiff.core.randomness import seeded
+from polydiff.core.rectified import Coupled
 from polydiff.core.sampling import Step, last
 from polydiff.core.schedules import (
     EDM,
@@ -197,15 +198,17 @@ def test_ddim_is_the_published_formula(eta: float) -> None:
 @pytest.mark.parametrize("grid", [grids.uniform, grids.quadratic])
 @pytest.mark.parametrize("schedule", [DDPM, Cosine(), RectifiedFlow(), VarianceExploding()], ids=repr)
 def test_ddim_one_is_ancestral(schedule: Schedule, grid: Callable[[int, Schedule], Tensor]) -> None:
-    """Draw for draw; steps may be unequal."""
+    """Draw for draw, none in the last interval; steps may be unequal."""
     kernel = Gaussian(schedule)
     x, times, denoise = start(kernel, 4), grid(15, schedule), DATA.denoise(kernel)
+    mine, theirs = seeded(3), seeded(3)
     for one, two in zip(
-        ddim(denoise, kernel, x, times, eta=1.0, generator=seeded(3)),
-        ancestral(denoise, kernel, x, times, generator=seeded(3)),
+        ddim(denoise, kernel, x, times, eta=1.0, generator=mine),
+        ancestral(denoise, kernel, x, times, generator=theirs),
         strict=True,
     ):
         torch.testing.assert_close(one.x, two.x, rtol=1e-9, atol=1e-9)
+        assert torch.equal(mine.get_state(), theirs.get_state())
 
 
 @pytest.mark.parametrize(("spread", "eta"), [(0.0, None), (1.0, None), (None, 1.0)], ids=["small", "large", "ddim(1)"])
@@ -435,6 +438,9 @@ def test_bad_options_are_named() -> None:
     for eta in (-0.1, 1.5, math.nan):
         with pytest.raises(ArgumentError, match="^eta"):
             next(ddim(DATA.denoise(kernel), kernel, x, grids.uniform(3), eta=eta))
+    path: Any = Coupled(RectifiedFlow(), lambda x, generator: x)
+    with pytest.raises(ArgumentError, match="whose noise law"):
+        next(ddim(DATA.denoise(kernel), path, x, grids.uniform(3), eta=0.5))
     with pytest.raises(ArgumentError, match="^coordinates"):
         next(euler(DATA.denoise(kernel), kernel, x, grids.uniform(3), coordinates=exploding))
     with pytest.raises(ArgumentError, match="^steps"):

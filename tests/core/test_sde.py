@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from polydiff.core import grids
+from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.ode import euler
 from polydiff.core.randomness import seeded
 from polydiff.core.sampling import Step, last

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from polydiff.core import denoisers
+from polydiff.core.clouds import Centred
 from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.errors import ArgumentError
 from polydiff.core.estimates import continuous_elbo
 from polydiff.core.gaussian import Belief, Gaussian
-from polydiff.core.noise import Centred, Diagonal
+from polydiff.core.noise import Diagonal
 from polydiff.core.objectives import uniform
 from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.schedules import LinearBeta
