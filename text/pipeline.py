@@ -156,8 +156,7 @@ class TextPipeline(Pipeline[TextConfig]):
         """
         length = self.window if length is None else length
         check_counts(count=count, length=length)
-        drawing, prompt = Drawing(**how), self.vocabulary.normalise(prompt) if normalise else prompt
-        known = self._encode("prompt", prompt)
+        drawing, (prompt, known) = Drawing(**how), self._read("prompt", prompt, normalise)
         context = self.window - max(1, min(length, self.window // 2)) if context is None else context
         texts = self._drawn(self._blocks(drawing, known, len(known) + length, context, fill), count, drawing)
         return [prompt + rest for rest in self._decoded(texts[:, len(known) :])]
@@ -212,13 +211,12 @@ class TextPipeline(Pipeline[TextConfig]):
         check_counts(count=count)
         if not 0 <= strength <= 1:
             raise ArgumentError("strength", strength, "a number in [0, 1]")
-        drawing, text = Drawing(**how), self.vocabulary.normalise(text) if normalise else text
-        tokens = self._encode("text", text).to(self.device)
+        drawing, (_, tokens) = Drawing(**how), self._read("text", text, normalise)
         denoise, sampler, times = self._plan(drawing)
 
         def write(generators: list[torch.Generator]) -> Tensor:
             run = partial(edit, denoise, self.kernel, sampler=sampler, generator=generators)
-            parts = tokens.expand(len(generators), -1).split(self.window, 1)
+            parts = tokens.to(self.device).expand(len(generators), -1).split(self.window, 1)
             return torch.cat([last(run(x_0, times, strength)) for x_0 in parts], 1)
 
         return self._decoded(self._drawn(write, count, drawing))
@@ -253,17 +251,18 @@ class TextPipeline(Pipeline[TextConfig]):
         texts = [texts] if isinstance(texts, str) else list(texts)
         check_counts(draws=draws, **{"number of texts": len(texts)})
         drawing = Drawing(seed=seed, batch_size=batch_size, precision=precision)
-        texts = [self.vocabulary.normalise(text) for text in texts] if normalise else texts
-        encoded = [self._encode(f"texts[{i}]", text) for i, text in enumerate(texts)]
+        read = [self._read(f"texts[{i}]", text, normalise) for i, text in enumerate(texts)]
 
         def bound(x_0: Tensor, generators: list[torch.Generator]) -> Tensor:
             with self._autocast(drawing):
                 x_0 = x_0.to(self.device)
                 return token_bound(self.given(), self.kernel, x_0, steps=steps, terms=terms, generator=generators)
 
-        found = shares(bound, encoded, self.window, draws, drawing)
-        pieces = (tuple(self.vocabulary.decode([token]) for token in tokens.tolist()) for tokens in encoded)
-        return [gathered(*one) for one in zip(found, texts, pieces, strict=True)]
+        found = shares(bound, [tokens for _, tokens in read], self.window, draws, drawing)
+        return [
+            gathered(draws, text, tuple(self.vocabulary.decode([token]) for token in tokens.tolist()))
+            for draws, (text, tokens) in zip(found, read, strict=True)
+        ]
 
     def given(self, *changes: Change) -> Callable[[Tensor, Any], Tensor]:
         """The denoiser bound to the kernel, its beliefs changed by `changes` (see `core.sharpening`); of an absorbing
@@ -312,11 +311,13 @@ class TextPipeline(Pipeline[TextConfig]):
     def _autocast(self, drawing: Drawing) -> torch.autocast:
         return torch.autocast(self.device.type, drawing.precision, enabled=drawing.precision != torch.float32)
 
-    def _encode(self, name: str, text: str) -> Tensor:
-        """The tokens of a text, (N,), or an ArgumentError where there is none."""
+    def _read(self, name: str, text: str, normalise: bool) -> tuple[str, Tensor]:
+        """A text, in the vocabulary's form if asked for, and its tokens (N,); an ArgumentError where there is none."""
+        if isinstance(text, str) and normalise:
+            text = self.vocabulary.normalise(text)
         if not isinstance(text, str) or not text:
             raise ArgumentError(name, text, "a text that is not empty")
-        return torch.tensor(self.vocabulary.encode(text))
+        return text, torch.tensor(self.vocabulary.encode(text))
 
     def _decoded(self, tokens: Tensor) -> list[str]:
         return [self.vocabulary.decode(row) for row in tokens.tolist()]

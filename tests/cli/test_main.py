@@ -99,7 +99,10 @@ def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert capsys.readouterr().err == "polydiff: error: x.png: not an image\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "vision", "--help"]], ids=" ".join)
+HELP = [["--help"], ["train", "--help"], *([command, domain, "--help"] for command, domain in PAIRS[::3])]
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
 def test_help_loads_nothing_heavy(words: list[str]):
     code = f"""
 import sys

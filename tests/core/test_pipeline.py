@@ -65,6 +65,42 @@ def toy(**sizes: Any) -> Toy:
     return Toy(config, Model(config))
 
 
+class WithNotes(Toy):
+    """A domain that keeps a file beside the weights."""
+
+    beside = ("notes.txt",)
+    notes = ""
+
+    def write_beside(self, folder: Path) -> None:
+        (folder / "notes.txt").write_text(self.notes)
+
+    def read_beside(self, folder: Path) -> None:
+        self.notes = (folder / "notes.txt").read_text()
+
+
+def test_a_domain_keeps_files_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    pipeline = WithNotes(Sizes(), Model(Sizes()))
+    pipeline.notes = "kept"
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    assert WithNotes.from_pretrained(folder).notes == "kept"
+    wanted: list[str] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        wanted.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    WithNotes.from_pretrained("me/model")
+    assert "notes.txt" in wanted
+    (tmp_path / "elsewhere.txt").write_text("secret")
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to(tmp_path / "elsewhere.txt")
+    with pytest.raises(CheckpointError, match="leads out"):
+        WithNotes.from_pretrained(folder)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return toy().save_pretrained(tmp_path / "toy")
