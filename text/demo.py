@@ -87,7 +87,7 @@ def demo(report: Report, options: Demo) -> None:
         pieces, order, f"A sample, unmasked in {steps} steps: letters appear in random order, several at once."
     )
     written = [{"written by the model": pipeline.vocabulary.decode(row)} for row in samples[:4].tolist()]
-    report.table(written, "Samples. So small a model spells; it does not make sense.")
+    report.table(written, "Samples. So small a model has learned which letters go together, and few words.")
     real = held_out.batch(range(0, len(held_out), max(1, len(held_out) // 2)))["x_0"][:2]
     report.table([{"held-out text": pipeline.vocabulary.decode(row)} for row in real.tolist()], "For comparison.")
     filled = [
