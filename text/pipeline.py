@@ -203,7 +203,7 @@ class TextPipeline(Pipeline[TextConfig]):
 
         Args:
             text: not empty.
-            strength: share of the steps, in [0, 1]: 0 gives the text back, 1 forgets it.
+            strength: share of the steps, in [0, 1]: 0 gives the text back (as its tokens spell it), 1 forgets it.
             count: of versions.
             normalise: bring the text into the vocabulary's form first.
             how: see `drawing.Drawing`.
@@ -317,7 +317,9 @@ class TextPipeline(Pipeline[TextConfig]):
             text = self.vocabulary.normalise(text)
         if not isinstance(text, str) or not text:
             raise ArgumentError(name, text, "a text that is not empty")
-        return text, torch.tensor(self.vocabulary.encode(text))
+        if not (tokens := self.vocabulary.encode(text)):
+            raise ArgumentError(name, text, "a text of at least one token")  # some tokenizers drop white space
+        return text, torch.tensor(tokens)
 
     def _decoded(self, tokens: Tensor) -> list[str]:
         return [self.vocabulary.decode(row) for row in tokens.tolist()]

@@ -153,6 +153,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "widened = torch.exp(belief.spread * ",
             "widened = torch.exp(2 * belief.spread * ",
         ),
+        (
+            "continuous bound without the clock's Jacobian",
+            "growth = torch.sigmoid(self.schedule.log_snr(t)) * self.schedule.log_snr_rate(t)",
+            "growth = self.schedule.log_snr_rate(t)",
+        ),
         ("decoder's width without the division by alpha", "return (sigma_t / alpha_t,)", "return (sigma_t,)"),
         (
             "unit prior for exploding schedules",
@@ -188,6 +193,21 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("a row of the transition for its column", "self.log_pi[x].unsqueeze(-1)", "self.log_pi"),
         ("tokens are concluded by the mode", "return Discrete(belief).sample(generator)", "return belief.argmax(-1)"),
+        (
+            "score entropy the other way round",
+            "by_example(divergence(log_rate + log_r, log_rate + log_s))",
+            "by_example(divergence(log_rate + log_s, log_rate + log_r))",
+        ),
+        (
+            "pace without the slope of alpha",
+            "(last - first) / (alpha_t * self.schedule.drift(t))",
+            "(first - last) * torch.ones_like(t)",
+        ),
+    ],
+    "score_entropy": [
+        ("time is cut off", "torch.where((u <= self.low).to(rate.device), reconstruction, diffusion)", "diffusion"),
+        ("weight of alpha for its complement", "(1 - alpha_t).clamp_min(2.0**-53)", "alpha_t.clamp_min(2.0**-53)"),
+        ("share of the reconstruction not counted", "log_prob(x_0) / self.low", "log_prob(x_0)"),
     ],
     "product": [
         (
@@ -280,11 +300,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "estimates": [
         ("one gap counts once", "s, t) * (inner / terms))", "s, t) * (1 / terms))"),
-        (
-            "continuous bound without the clock's Jacobian",
-            "(most - least) * (1 + torch.exp(log_snr)) / 2",
-            "(most - least) * torch.exp(log_snr) / 2",
-        ),
+        ("continuous bound without the pace", "stretch.to(rate) * rate / terms", "rate / terms"),
         (
             "path's weight without q(x_1 | x_0)",
             "weight = kernel.prior(x_0).log_prob(x) - law.log_prob(x)",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polydiff.core import grids, objectives
 from polydiff.core.bounds import Bound, bits_per_dim, elbo
-from polydiff.core.categorical import Categorical, absorbing, marginal, uniform
+from polydiff.core.categorical import Categorical, Tokens, absorbing, marginal, uniform
 from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
@@ -22,7 +22,7 @@ from tests.problems import Clouds, GaussianData, TokenData
 DATA = GaussianData.standard()
 
 
-def expected_bound(data: TokenData, kernel: Categorical, times: Tensor) -> float:
+def expected_bound(data: TokenData, kernel: Tokens, times: Tensor) -> float:
     """E over x_0 and every x_t of the bound, by enumeration with the library's laws but without its sampling."""
     states = torch.cartesian_prod(*[torch.arange(kernel.K)] * data.L).reshape(-1, data.L)
     denoise, grid, total = data.denoise(kernel), times.tolist(), 0.0

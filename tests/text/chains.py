@@ -12,7 +12,7 @@ from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Schedule
 from polydiff.text.kernel import Dense, Sparse, band, discretised_gaussian, gaussian_walk, nearest_neighbours
 
-__all__ = ["CHAINS", "CONTINUOUS", "K", "WALKS", "dense_of", "matrix"]
+__all__ = ["CHAINS", "CONTINUOUS", "WALKS", "K", "dense_of", "matrix"]
 
 K = 5
 
@@ -63,5 +63,3 @@ CHAINS: dict[str, Callable[..., Tokens]] = {**CONTINUOUS, "published": published
 def matrix(kernel: Tokens, s: float, t: float) -> Tensor:
     """Q_{t|s} as the kernel says it."""
     return kernel.rows(torch.arange(kernel.K).unsqueeze(0), s, t).squeeze(0).exp()
-
-

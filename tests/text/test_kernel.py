@@ -72,7 +72,9 @@ def test_walks_are_exponentials_of_their_rates(name: str, pair: tuple[float, flo
     torch.testing.assert_close(kernel.columns(x, s, t)[0].exp(), expected.T, rtol=1e-12, atol=1e-14)
     slope = kernel.rates(x, 0.4)[0].exp()
     off = torch.from_numpy(rate).T.clone().fill_diagonal_(0)
-    torch.testing.assert_close(slope, -kernel.schedule.drift(torch.tensor(0.4, dtype=torch.float64)) * off, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        slope, -kernel.schedule.drift(torch.tensor(0.4, dtype=torch.float64)) * off, rtol=1e-12, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -150,7 +152,10 @@ def test_the_three_ways_agree() -> None:
         torch.testing.assert_close(series(weights, tau.double()), expected, rtol=1e-12, atol=0)
     skew = torch.rand((6, 6), generator=seeded(1), dtype=torch.float64)
     skew = skew - torch.diag(skew.sum(1))
-    some, tau = torch.rand((1, 2, 6), generator=seeded(2), dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
+    some, tau = (
+        torch.rand((1, 2, 6), generator=seeded(2), dtype=torch.float64),
+        torch.tensor([0.7], dtype=torch.float64),
+    )
     for transposed in (False, True):
         one, two = (way(some, tau, transposed) for way in (Squaring(skew), Uniformisation(skew.to_sparse())))
         torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
@@ -164,8 +169,8 @@ def test_large_vocabularies_take_other_ways() -> None:
     x = torch.tensor([[3, 300, 599]])
     sparse = Sparse(RectifiedFlow(), large.exponential.rate.to_sparse())
     torch.testing.assert_close(large.rows(x, 0.2, 0.6).exp(), sparse.rows(x, 0.2, 0.6).exp(), rtol=0, atol=1e-13)
+    rate = torch.rand((600, 600), dtype=torch.float64, generator=seeded(0))
     with pytest.raises(ArgumentError, match="Sparse"):
-        rate = torch.rand((600, 600), dtype=torch.float64, generator=seeded(0))
         Dense(RectifiedFlow(), rate - torch.diag(rate.sum(1)))
 
 

@@ -347,6 +347,19 @@ def test_a_tokenizer_lies_in_the_folder(tmp_path: Path) -> None:
         TextPipeline.from_pretrained(folder)
 
 
+def test_a_text_of_no_token_is_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"cat": 0, "dog": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    pipeline = made(vocabulary=Pretrained.read(tmp_path))
+    for call in (pipeline.continue_, pipeline.edit, pipeline.score):
+        with pytest.raises(ArgumentError, match="at least one token"):
+            call(" ")
+    assert pipeline.infill(" cat [MASK:2]", steps=1)[0].startswith(" cat ")
+
+
 @pytest.mark.parametrize(
     "content",
     [
