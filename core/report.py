@@ -35,6 +35,7 @@ body { max-width: 62rem; margin: 0 auto; padding: 2rem 1rem 4rem; color: var(--i
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.6rem 0 .6rem; padding-top: 1rem;
      border-top: 1px solid var(--line); }
+a { color: inherit; }
 p { margin: 0 0 1rem; max-width: 46rem; white-space: pre-line; }
 figure { margin: 1.2rem 0 1.6rem; break-inside: avoid; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .45rem; max-width: 46rem; }
@@ -48,7 +49,14 @@ th, td { padding: .35rem .9rem; text-align: left; border-bottom: 1px solid var(-
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--band); }
 .number { text-align: right; }
-@media print { body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; } }
+.unfold { font: .95rem/1.7 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.unfold span { animation: unfold .6s both; animation-delay: calc(var(--s) * 1s); border-radius: 3px; }
+@keyframes unfold { from { color: transparent; background: var(--line); } 40% { background: #7aa2f7; } }
+summary { color: var(--soft); font-size: .9rem; cursor: pointer; margin-bottom: .5rem; }
+@media (prefers-reduced-motion: reduce) { .unfold span { animation: none; } }
+@media print {
+  body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; } .unfold span { animation: none; }
+}
 """
 
 
@@ -114,6 +122,40 @@ class Report:
         body = "".join(f"<tr>{''.join(cell('td', c, row.get(c)) for c in columns)}</tr>\n" for row in rows)
         table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
         self._figure(f'<div class="scroll">{table}</div>', caption)
+
+    def unfold(self, pieces: Sequence[str], steps: Sequence[int], caption: str, *, seconds: float = 8.0) -> None:
+        """A text whose pieces appear one step after another; closing and opening it plays it again.
+
+        Readers who want no motion, and paper, see the whole text.
+
+        Args:
+            pieces: of the text, in reading order.
+            steps: the step in which each appears, from 0.
+            caption: stands below.
+            seconds: from the first step to the last.
+
+        Raises:
+            ArgumentError: not one step for each piece, or negative ones.
+        """
+        if len(steps) != len(pieces) or min(steps, default=0) < 0:
+            raise ArgumentError("steps", len(steps), f"a step from 0 for each of the {len(pieces)} pieces")
+        scale = seconds / max(1, max(steps, default=0))
+        spans = "".join(
+            f'<span style="--s:{step * scale:.2f}">{html.escape(piece)}</span>'
+            for piece, step in zip(pieces, steps, strict=True)
+        )
+        opened = "<details open><summary>close and open to play it again</summary>"
+        self._figure(f'{opened}<div class="unfold">{spans}</div></details>', caption)
+
+    def link(self, target: str, text: str) -> None:
+        """A paragraph that leads to another page, by its path from this one.
+
+        Raises:
+            ArgumentError: an address elsewhere: reports lead to their neighbours only.
+        """
+        if ":" in target or target.startswith("/"):
+            raise ArgumentError("target", target, "a relative path")
+        self._parts.append(f'<p><a href="{html.escape(target)}">{html.escape(text)}</a></p>')
 
     def audio(self, wav: bytes, caption: str) -> None:
         """A sound with a player.

@@ -209,7 +209,7 @@ class Demo:
     Takes less than a minute on two cores and needs no download.
     """
 
-    out: Path = Path("runs/demo")
+    out: Path = Path("runs/demo-text")
     """Folder for the page and the run behind it."""
     quick: bool = False
     """A few steps only: the page comes out in seconds, the texts are noise."""

@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-READMES = [ROOT / "README.md", ROOT / "core" / "README.md", ROOT / "vision" / "README.md"]
+READMES = [ROOT / "README.md"] + [ROOT / folder / "README.md" for folder in ("core", "vision", "text")]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -189,6 +189,53 @@ def mutants(found: dict[str, Any]) -> str:
     return text + f"\n`{found['command']}`: `tests/benchmarks/results/mutants.json`.\n"
 
 
+def text_bits(found: dict[str, Any]) -> str:
+    """Bits per character by model and steps of the bound."""
+    grids, rows = ("1000", "256", "64", "20"), []
+
+    def figure(cell: dict[str, Any] | None) -> str:
+        return f"{cell['bits per character']:.3f} ± {cell['standard error']:.3f}" if cell else ""
+
+    for name, model in found["models"].items():
+        for reading, bits in model["bits"].items():
+            more = model["minus absorbing"].get(reading, {})
+            exact = name == "autoregressive"
+            cells = [figure(bits["256"]) + " (exact)", "", "", ""] if exact else [figure(bits.get(n)) for n in grids]
+            of = "256" if exact else "1000"
+            own = ["" if name == "absorbing" else figure(more.get(of)), f"{model['tokens_per_second']:,.0f}"]
+            title = f"{name}, {reading.replace('-', ' ')}" if reading else name
+            rows.append([title, *cells, *own])
+    for name, cell in found["n-gram"].items():
+        rows.append([f"{name}s of the training text", figure(cell) + " (exact)", *[""] * 5])
+    head = ["bits per character, by steps of the bound", *grids, "more than absorbing", "training tokens/s"]
+    note = (
+        f"\n{found['parameters'] / 1e6:.2f} million parameters, {found['steps']} steps of {found['batch']} windows; "
+        f"{found['windows']} windows scored, {found['terms']} terms each; ± one standard error over windows, "
+        "differences paired by window (`autoregressive`: to the bound of 256 steps).\n"
+    )
+    return markdown(head, rows) + note + source("text_bits", found)
+
+
+def text_memory(found: dict[str, Any]) -> str:
+    """Peak memory and time of categorical kernels."""
+    kernels = list(dict.fromkeys(row["kernel"] for row in found["rows"]))
+    works = list(dict.fromkeys(row["work"] for row in found["rows"]))
+    at = {(row["kernel"], row["work"]): row for row in found["rows"]}
+    rows = [
+        [
+            work,
+            *(f"{at[kernel, work]['peak_in_logits']:.1f} ({at[kernel, work]['seconds']:.1f} s)" for kernel in kernels),
+        ]
+        for work in works
+    ]
+    note = (
+        f"\nK = {found['K']:,}, length {found['length']}, batch {found['batch']}: one such tensor is "
+        f"{found['logits_bytes'] / 2**20:.0f} MiB; one K x K matrix of float64 would be "
+        f"{found['matrix_bytes'] / 2**30:.1f} GiB. The network's embedding and one linear layer are counted.\n"
+    )
+    return markdown(["peak memory in tensors of logits (time)", *kernels], rows) + note + source("text_memory", found)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_quality": vision_quality,
     "vision_speed": vision_speed,
@@ -200,6 +247,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_bits": vision_bits,
     "sampler_steps": sampler_steps,
     "mutants": mutants,
+    "text_bits": text_bits,
+    "text_memory": text_memory,
 }
 FILES = {"vision_bits": "vision_methods"}
 """Tables whose results lie in a file of another name."""
@@ -210,7 +259,10 @@ def filled(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match[2]
-        found = json.loads((RESULTS / f"{FILES.get(name, name)}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{FILES.get(name, name)}.json"
+        if not path.exists():  # not measured yet
+            return match[0]
+        found = json.loads(path.read_text(encoding="utf-8"))
         return match[1] + TABLES[name](found) + match[3]
 
     return PLACE.sub(table, text)
@@ -223,7 +275,7 @@ def main() -> None:
     check = parser.parse_args().check
     stale = [path for path in READMES if filled(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
     if check:
-        sys.exit("".join(f"{path.name}: its tables are not those of the results\n" for path in stale) or 0)
+        sys.exit("".join(f"{path.relative_to(ROOT)}: its tables are not those of the results\n" for path in stale) or 0)
     for path in stale:
         path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 

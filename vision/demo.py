@@ -38,6 +38,7 @@ def main(options: Demo) -> None:
         "measured in one go by `polydiff demo vision`."
     )
     demo(report, options)
+    report.link("../demo-text/index.html", "The same of text, once `polydiff demo text` has been run.")
     report.write(options.out / "index.html")
     print(f"written: {options.out / 'index.html'}")
 
