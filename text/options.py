@@ -38,8 +38,9 @@ class Network:
     """Transformer blocks."""
     heads: Annotated[int, Range(1, 1024)] = 5
     """Attention heads; they divide the width into even parts."""
-    tied: bool = False
-    """The output layer is the embedding of the tokens: fewer parameters for large vocabularies."""
+    tied: bool = True
+    """The output layer is the embedding of the tokens: fewer parameters, and masked models learn from the start, where
+    an output layer of its own, which begins at zero, costs them the first hundred steps."""
     dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """Probability of dropping a feature in training."""
 
