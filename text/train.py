@@ -126,10 +126,10 @@ def objective_of(pipeline: TextPipeline, options: Train) -> nn.Module:
     return OBJECTIVES[name](pipeline, options)
 
 
-def denoising(weight: Weight, low: float = 1e-4) -> Callable[[TextPipeline, Train], nn.Module]:
-    """A weighted cross-entropy, times at even distances."""
+def denoising(weight: Weight) -> Callable[[TextPipeline, Train], nn.Module]:
+    """A weighted cross-entropy, times at even distances; none is cut off."""
     return lambda pipeline, options: Denoising(
-        pipeline.model.denoiser, pipeline.kernel, weight, low_discrepancy(low)
+        pipeline.model.denoiser, pipeline.kernel, weight, low_discrepancy(0.0)
     )  # fmt: skip
 
 

@@ -1,67 +1,115 @@
-"""Put a finished run of images into the package: bfloat16 weights, and a card with the figures of its evaluation.
+"""Put a finished run into the package: bfloat16 weights, and a card with the figures of its evaluation.
 
-polydiff train vision ... --out runs/fashion
-polydiff evaluate vision --model runs/fashion ... --out runs/fashion/evaluation
-python tools/ship.py runs/fashion fashion-mnist --results runs/fashion/evaluation/results.json --licence MIT
+polydiff train DOMAIN ... --out runs/fashion
+polydiff evaluate DOMAIN --model runs/fashion ... --out runs/fashion/evaluation
+python tools/ship.py DOMAIN runs/fashion fashion-mnist --results runs/fashion/evaluation/results.json --licence MIT
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from polydiff.core.config import load
+from polydiff.core.pipeline import Card, Pipeline
 from polydiff.core.records import read_records
-from polydiff.vision.data import load as load_data
-from polydiff.vision.evaluate import table
-from polydiff.vision.options import Train
-from polydiff.vision.sample import load_model
-from polydiff.vision.train import card
+from polydiff.text import data as text_data
+from polydiff.text import evaluate as text_evaluate
+from polydiff.text import train as text_train
+from polydiff.text.loading import load_model as load_text
+from polydiff.text.loading import vocabulary_named
+from polydiff.text.options import Train as TrainText
+from polydiff.vision import data as vision_data
+from polydiff.vision import evaluate as vision_evaluate
+from polydiff.vision import train as vision_train
+from polydiff.vision.options import Train as TrainVision
+from polydiff.vision.sample import load_model as load_vision
 
-PRETRAINED = Path(__file__).parent.parent / "vision" / "pretrained"
-LIMITS = (
-    "Draws pictures like its training set and nothing else, with that set's choice of classes and its errors. Fine "
-    "detail (prints, straps, open sandals) comes out blurred or broken more often than plain garments. Weights are "
-    "stored in bfloat16; the figures are of these stored weights."
-)
+ROOT = Path(__file__).parent.parent
+
+
+class Run(NamedTuple):
+    """A finished run."""
+
+    pipeline: Pipeline
+    card: Card
+    table: Callable[[Any], Sequence[Mapping[str, str]]]
+    """results -> rows of figure, model, and the same figure of held-out data"""
+    limits: str
+
+
+def vision(run: Path, data_root: Path | None) -> Run:
+    """A run of images."""
+    trained = load(run / "config.json", "train", "vision", TrainVision)
+    data = vision_data.load(trained.data, "train", data_root=data_root, size=trained.size)
+    return Run(
+        load_vision(str(run)),
+        vision_train.card(data, trained, seconds(run, trained)),
+        vision_evaluate.table,
+        "Draws pictures like its training set and nothing else, with that set's choice of classes and its errors. Fine "
+        "detail (prints, straps, open sandals) comes out blurred or broken more often than plain garments.",
+    )
+
+
+def text(run: Path, data_root: Path | None) -> Run:
+    """A run of text."""
+    trained = load(run / "config.json", "train", "text", TrainText)
+    vocabulary = vocabulary_named(trained.vocabulary)
+    data = text_data.load(trained.data, "train", length=trained.length, vocabulary=vocabulary, data_root=data_root)
+    return Run(
+        load_text(str(run)),
+        text_train.card(data, trained, seconds(run, trained)),
+        text_evaluate.table,
+        "Spells like its training set and imitates its phrases; it makes no sense beyond a few words, knows lower-case "
+        "letters and spaces only, and repeats the language and the views of its books.",
+    )
+
+
+DOMAINS: dict[str, Callable[[Path, Path | None], Run]] = {"vision": vision, "text": text}
+
+
+def seconds(run: Path, trained: TrainVision | TrainText) -> float:
+    """How long the training took."""
+    return read_records(run, last=trained.training.steps)[-1]["seconds"]
 
 
 def main() -> None:
-    """Write `vision/pretrained/NAME`."""
+    """Write `DOMAIN/pretrained/NAME`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=DOMAINS)
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     parser.add_argument("--results", type=Path, help="results.json of `polydiff evaluate`; without it, no figures")
     parser.add_argument("--licence", required=True, help="of the weights, as SPDX")
     parser.add_argument("--data-root", type=Path)
     options = parser.parse_args()
-    trained = load(options.run / "config.json", "train", "vision", Train)
-    data = load_data(trained.data, "train", data_root=options.data_root, size=trained.size)
-    seconds = read_records(options.run, last=trained.training.steps)[-1]["seconds"]
-    written = replace(
-        card(data, trained, seconds), licence=options.licence, limits=LIMITS, **facts(options.results, options.name)
-    )
-    pipeline = load_model(str(options.run))
-    pipeline.save_pretrained(PRETRAINED / options.name, card=written, dtype=torch.bfloat16)
-    print(f"written: {PRETRAINED / options.name}")
+    found = DOMAINS[options.domain](options.run, options.data_root)
+    limits = f"{found.limits} Weights are stored in bfloat16; the figures are of these stored weights."
+    figures = {} if options.results is None else {"figures": facts(options.results, options.name, found.table)}
+    written = replace(found.card, licence=options.licence, limits=limits, **figures)
+    folder = ROOT / options.domain / "pretrained" / options.name
+    found.pipeline.save_pretrained(folder, card=written, dtype=torch.bfloat16)
+    print(f"written: {folder}")
 
 
-def facts(results: Path | None, name: str) -> dict[str, object]:
-    """The card's figures, each with the same figure of held-out images."""
-    if results is None:
-        return {}
+def facts(results: Path, name: str, table: Callable[[Any], Sequence[Mapping[str, str]]]) -> dict[str, str]:
+    """The card's figures, each with the same figure of held-out data."""
     found = json.loads(results.read_text(encoding="utf-8"))
     found = found.get(name, found)  # also the results of tests/benchmarks/vision_quality.py
     options = found["options"]
-    head = (
-        f"{found['samples']} samples, {options['steps']} calls of {options['sampler']}, guidance {options['guidance']}"
-    )
-    rows = {row["figure"]: f"{row['model']} (held-out images: {row['held-out images'] or '-'})" for row in table(found)}
-    return {"figures": {"measured on": f"{head}; {found['date']}, {found['machine']}", **rows}}
+    about = [f"{options['steps']} calls of {options['sampler'] or 'the default sampler'}"]
+    about += [f"guidance {options['guidance']}"] if "guidance" in options else []
+    rows = {}
+    for row in table(found):
+        figure, model, held_out = row.values()
+        rows[figure] = f"{model} (held-out: {held_out or '-'})"
+    return {"measured on": f"{', '.join(about)}; {found['date']}, {found['machine']}", **rows}
 
 
 if __name__ == "__main__":
