@@ -34,6 +34,7 @@ from ..core.runs import command_line, make_folder, model_folder
 from . import metrics
 from .autoregressive import AutoregressivePipeline
 from .data import NAMES, Text, load
+from .judges import Causal, Judge
 from .loading import load_model
 from .options import Evaluate, Train
 from .pipeline import TextPipeline
@@ -222,7 +223,7 @@ class Baseline:
         return torch.tensor(self.pipeline.score(texts), dtype=torch.float64), torch.tensor(counts)
 
 
-def judge(name: str) -> metrics.Judge:
+def judge(name: str) -> Judge:
     """A folder with an autoregressive model of this package, or a causal model of transformers by name or folder.
 
     Raises:
@@ -234,7 +235,7 @@ def judge(name: str) -> metrics.Judge:
         if not isinstance(pipeline, AutoregressivePipeline):
             raise ArgumentError("--judge", name, "a causal model; this is a diffusion model, which has bounds only")
         return Baseline(name, pipeline)
-    return metrics.Causal.from_pretrained(name)
+    return Causal.from_pretrained(name)
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from polydiff.core.bounds import elbo
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.core.estimates import elbo_estimate
 from polydiff.core.schedules import Cosine, RectifiedFlow
-from polydiff.text import metrics
+from polydiff.text import judges, metrics
 
 LETTERS = "abcd"
 
@@ -213,9 +213,9 @@ class Coin:
 
 
 def test_perplexity_averages_over_all_tokens_not_over_texts() -> None:
-    assert metrics.perplexity(["a", "bbb"], Coin()) == pytest.approx(math.exp((math.log(4) + 3 * math.log(2)) / 4))
+    assert judges.perplexity(["a", "bbb"], Coin()) == pytest.approx(math.exp((math.log(4) + 3 * math.log(2)) / 4))
     with pytest.raises(ArgumentError):
-        metrics.perplexity([""], Coin())
+        judges.perplexity([""], Coin())
 
 
 @pytest.mark.parametrize("start", [None, 0])
@@ -233,7 +233,7 @@ def test_causal_judge_agrees_with_torchmetrics(start: int | None) -> None:
             assert not add_special_tokens
             return [int(c) for c in text]
 
-    judge = metrics.Causal("tiny", model, Tokenizer(), batch_size=2)
+    judge = judges.Causal("tiny", model, Tokenizer(), batch_size=2)
     texts = ["123456", "12", "654321", "333333", "6"]
     measure = Perplexity()
     for text in texts:
@@ -241,7 +241,7 @@ def test_causal_judge_agrees_with_torchmetrics(start: int | None) -> None:
         if ids.shape[1] > 1:
             with torch.no_grad():
                 measure.update(model(input_ids=ids).logits[:, :-1], ids[:, 1:])
-    assert metrics.perplexity(texts, judge) == pytest.approx(float(measure.compute()), rel=1e-5)
+    assert judges.perplexity(texts, judge) == pytest.approx(float(measure.compute()), rel=1e-5)
     _, counts = judge.nats(texts)
     assert counts.tolist() == [len(text) - (start is None) for text in texts]
     assert judge.dtype == "float32"
@@ -251,7 +251,7 @@ def test_causal_judge_agrees_with_torchmetrics(start: int | None) -> None:
 
 def test_a_judge_that_cannot_be_had_is_one_clear_error(tmp_path: Any) -> None:
     with pytest.raises(DataError, match="causal language model"):
-        metrics.Causal.from_pretrained(str(tmp_path))
+        judges.Causal.from_pretrained(str(tmp_path))
 
 
 def test_evaluate_samples_puts_held_out_text_beside() -> None:
