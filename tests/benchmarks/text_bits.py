@@ -80,6 +80,12 @@ def weighted(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
     return objectives.Denoising(denoiser, kernel, unmasking, objectives.low_discrepancy(0.0))
 
 
+def between(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
+    """Half way, in the logarithm, between cross-entropy and that bound."""
+    weight: objectives.Weight = lambda schedule, t: unmasking(schedule, t).sqrt()  # noqa: E731
+    return objectives.Denoising(denoiser, kernel, weight, objectives.low_discrepancy(0.0))
+
+
 def l_vb(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
     """L_vb of 1000 steps and nothing else."""
     times = grids.uniform(1000)
@@ -97,7 +103,9 @@ def uniform(data: Text) -> Tokens:
 
 
 RECIPES: dict[str, Recipe] = {
-    "absorbing": Recipe(absorbing, logits, weighted),
+    "absorbing": Recipe(absorbing),
+    "absorbing-root": Recipe(absorbing, logits, between),
+    "absorbing-weighted": Recipe(absorbing, logits, weighted),
     "uniform": Recipe(uniform, also=context),
     "uniform-context": Recipe(uniform, context),
     "uniform-bound": Recipe(uniform, logits, l_vb),
