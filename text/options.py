@@ -25,7 +25,7 @@ Steps = Annotated[int, Range(1, 100_000)]
 KernelName: TypeAlias = Literal[
     "absorbing", "uniform", "marginal", "band", "gaussian", "neighbours", "autoregressive"
 ]  # fmt: skip
-LossName: TypeAlias = Literal["weighted", "hybrid", "bound", "cross-entropy", "score-entropy"]
+LossName: TypeAlias = Literal["weighted", "half-weighted", "hybrid", "bound", "cross-entropy", "score-entropy"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ class Train:
     reading: ReadingName = "logits"
     """What the network's output means: p(x_0 | x_t), or p(x_0 | the other tokens), D3PM's (context)."""
     loss: LossName | None = None
-    """Of: weighted cross-entropy (the continuous bound of absorbing kernels), the bound on a grid, hybrid of that and
-    cross-entropy, cross-entropy alone, score-entropy (the continuous bound of every kernel). None for weighted where
-    the kernel is absorbing, else score-entropy."""
+    """Of: weighted cross-entropy (the continuous bound of absorbing kernels), half-weighted (between that and plain
+    cross-entropy: better in short trainings), the bound on a grid, hybrid of that and cross-entropy, cross-entropy
+    alone, score-entropy (the continuous bound of every kernel). None for weighted where the kernel is absorbing, else
+    score-entropy."""
     bound_steps: Steps = 1000
     """Steps of the grid of bound and hybrid."""
     cross_entropy_weight: Annotated[float, Range(0, 1e6)] = 0.01

@@ -22,7 +22,7 @@ from ..core.objectives import Denoising, Weight, low_discrepancy, plain
 from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.schedules import Schedule
-from ..core.score_entropy import ScoreEntropy, unmasking
+from ..core.score_entropy import ScoreEntropy, half_unmasking, unmasking
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from .autoregressive import AutoregressiveConfig, AutoregressivePipeline
@@ -119,9 +119,11 @@ def objective_of(pipeline: TextPipeline, options: Train) -> nn.Module:
     """
     absorbing = pipeline.kernel.mask is not None
     name: LossName = options.loss or ("weighted" if absorbing else "score-entropy")
-    if name == "weighted" and not absorbing:
+    if name in ("weighted", "half-weighted") and not absorbing:
         raise ArgumentError(
-            "--loss", name, f"score-entropy, bound, hybrid or cross-entropy: weighted is no bound for {options.kernel}"
+            "--loss",
+            name,
+            f"score-entropy, bound, hybrid or cross-entropy: weights are no bound's for {options.kernel}",
         )
     return OBJECTIVES[name](pipeline, options)
 
@@ -150,6 +152,7 @@ def on_bound(cross_entropy: Callable[[Train], float]) -> Callable[[TextPipeline,
 
 OBJECTIVES: Mapping[LossName, Callable[[TextPipeline, Train], nn.Module]] = {
     "weighted": denoising(unmasking),
+    "half-weighted": denoising(half_unmasking),
     "cross-entropy": denoising(plain),
     "hybrid": on_bound(lambda options: options.cross_entropy_weight),
     "bound": on_bound(lambda options: 0.0),

@@ -8,11 +8,12 @@ number of steps and bf16. Bounds are those of grids of 1000, 256, 64 and 20 step
 each from `--terms` stratified terms that are unbiased for all of them, on the same windows with the same draws; errors
 are over windows. Differences to `absorbing` are paired by window.
 
-Names are kernel[-reading][-bound]: the network read as p(x_0 | x_t) (the default) or, `context`, as p(x_0 | the other
-tokens), D3PM's product rule; trained on cross-entropy or, `bound`, on L_vb of 1000 steps. The absorbing model is
-trained on its continuous bound, a weighted cross-entropy. Models trained on cross-entropy as p(x_0 | x_t) are also read
-by the product rule, as D3PM's hybrid loss with a heavy cross-entropy comes to. `neighbours` jumps between letters that
-stand between the same letters (`text.model.neighbourhood`). `public-d3pm` is described in `_text_peers`.
+Names are kernel[-reading][-loss]: the network read as p(x_0 | x_t) (the default) or, `context`, as p(x_0 | the other
+tokens), D3PM's product rule; trained on cross-entropy or, `bound`, on L_vb of 1000 steps. `absorbing-weighted` is
+trained on its chain's continuous bound, a weighted cross-entropy, `absorbing-root` on the root of that weight. Models
+trained on cross-entropy as p(x_0 | x_t) are also read by the product rule, as D3PM's hybrid loss with a heavy
+cross-entropy comes to. `neighbours` jumps between letters that stand between the same letters
+(`text.model.neighbourhood`). `public-d3pm` is described in `_text_peers`.
 
 Every model lives in a folder of --root; a run that was killed goes on where it stopped, and results are written part by
 part; models that were not asked for keep their old entry.
@@ -45,7 +46,7 @@ from polydiff.core.machine import machine
 from polydiff.core.options import TrainingOptions
 from polydiff.core.randomness import example_generators
 from polydiff.core.schedules import Cosine, RectifiedFlow
-from polydiff.core.score_entropy import unmasking
+from polydiff.core.score_entropy import half_unmasking, unmasking
 from polydiff.core.training import train
 from polydiff.text import metrics
 from polydiff.text.autoregressive import Autoregressive
@@ -81,9 +82,8 @@ def weighted(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
 
 
 def between(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
-    """Half way, in the logarithm, between cross-entropy and that bound."""
-    weight: objectives.Weight = lambda schedule, t: unmasking(schedule, t).sqrt()  # noqa: E731
-    return objectives.Denoising(denoiser, kernel, weight, objectives.low_discrepancy(0.0))
+    """Half way between cross-entropy and that bound."""
+    return objectives.Denoising(denoiser, kernel, half_unmasking, objectives.low_discrepancy(0.0))
 
 
 def l_vb(denoiser: TokenDenoiser, kernel: Tokens) -> nn.Module:
@@ -124,7 +124,18 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 OTHERS = ("autoregressive", "public-d3pm")
-DEFAULT = ["absorbing", "uniform", "uniform-bound", "uniform-context-bound", "band", "gaussian", "neighbours", *OTHERS]
+DEFAULT = [
+    "absorbing",
+    "absorbing-root",
+    "absorbing-weighted",
+    "uniform",
+    "uniform-bound",
+    "uniform-context-bound",
+    "band",
+    "gaussian",
+    "neighbours",
+    *OTHERS,
+]
 
 
 class Bench:
