@@ -16,7 +16,7 @@ from polydiff.core.estimates import continuous_elbo
 from polydiff.core.objectives import Denoising, low_discrepancy
 from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, Sigmoid
-from polydiff.core.score_entropy import ScoreEntropy, antithetic, stratified, unmasking
+from polydiff.core.score_entropy import ScoreEntropy, antithetic, half_unmasking, stratified, unmasking
 from tests.problems import TokenData
 
 
@@ -145,3 +145,8 @@ def test_conditions_are_dropped_and_bad_arguments_named() -> None:
             ScoreEntropy(denoiser, kernel, low)
     with pytest.raises(ArgumentError, match="^batch"):
         ScoreEntropy(denoiser, kernel)({"label": x_0})
+
+
+def test_half_way_to_plain_cross_entropy() -> None:
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(half_unmasking(Cosine(), t) ** 2, unmasking(Cosine(), t))
