@@ -76,8 +76,8 @@ def run(
 ) -> NoReturn:
     """Parse a command line into `kind`, call `main` with it, and end the process.
 
-    Exit status: 0 when `main` returns; 2 for a `PolydiffError`, shown as one line (with its traceback after
-    `--traceback` or with POLYDIFF_TRACEBACK set); 130 after Ctrl-C.
+    Exit status: 0 when `main` returns; 2 for a `PolydiffError` or an OSError (a full disk), shown as one line (with its
+    traceback after `--traceback` or with POLYDIFF_TRACEBACK set); 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     traceback = TRACEBACK_FLAG in words or bool(os.environ.get(TRACEBACK_VARIABLE))
@@ -88,6 +88,11 @@ def run(
         if traceback:
             raise
         print(f"polydiff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        if traceback:
+            raise
+        print(f"polydiff: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if traceback:

@@ -27,12 +27,18 @@ def synchronise_folder(folder: str | os.PathLike[str]) -> None:
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Write `content` (text as UTF-8) to `path`, whole or not at all; missing folders are made.
 
+    What is there and no regular file (a device, a pipe) is written into, not replaced.
+
     Raises:
         OSError: the file cannot be written; what was there before is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.write(data)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

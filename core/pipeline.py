@@ -36,6 +36,7 @@ from .checkpoints import read_json, sha256, write_tensors
 from .config import from_dict, to_dict
 from .errors import ArgumentError, CheckpointError, ConfigError, DataError
 from .files import synchronise_folder, write_atomically
+from .runs import model_folder
 
 __all__ = ["Card", "Pipeline"]
 
@@ -205,8 +206,8 @@ class Pipeline(ABC, Generic[C]):
         """Read a pipeline; its model is in evaluation mode.
 
         Args:
-            name_or_path: a folder; or the name of a model that ships with the domain; or a repository of the Hugging
-                Face hub, "owner/name".
+            name_or_path: the folder of a model or of a finished run; or the name of a model that ships with the domain;
+                or a repository of the Hugging Face hub, "owner/name".
             revision: branch, tag or commit of the repository.
             device: of the model.
 
@@ -297,7 +298,8 @@ class Pipeline(ABC, Generic[C]):
         if path.is_dir() or (isinstance(name_or_path, str) and name in shipped):
             if revision is not None:
                 raise ArgumentError("revision", revision, "None: only repositories of the hub have revisions")
-            folder = path if path.is_dir() else shipped[name]
+            domain = cls.__module__.rpartition(".")[0].rpartition(".")[2]
+            folder = model_folder(path, domain) if path.is_dir() else shipped[name]
             return folder, folder
         if isinstance(name_or_path, str) and _is_repository(name):
             folder = _download(name, revision, cls.beside)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import final
 
@@ -28,7 +28,7 @@ from ..core.errors import ArgumentError, DataError
 from .sources import NAMES, Split, read
 from .vocabulary import TEXT8, Bytes, Characters, Pretrained, Vocabulary
 
-__all__ = ["NAMES", "PHASES", "Split", "Text", "load"]
+__all__ = ["NAMES", "PHASES", "Split", "Text", "load", "spaced_out"]
 
 PHASES = 16
 """In how many places of its window a token of a training set is seen, unless the length has fewer."""
@@ -47,6 +47,7 @@ class Text(Dataset[dict[str, Tensor]]):
         characters: Unicode code points of the text; counted in what the tokens spell by default.
         words: of the text, separated by white space; likewise.
         name: what the set is called in figures and errors.
+        lost: symbols of the original of which the vocabulary's form has nothing, and how often.
 
     Attributes:
         tokens: uint8 or int32 (N,).
@@ -66,6 +67,7 @@ class Text(Dataset[dict[str, Tensor]]):
         characters: int | None = None,
         words: int | None = None,
         name: str = "text",
+        lost: Mapping[str, int] | None = None,
     ):
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ArgumentError("length", length, "a positive number of tokens")
@@ -82,6 +84,7 @@ class Text(Dataset[dict[str, Tensor]]):
         kind = torch.uint8 if vocabulary.size <= 256 else torch.int32
         self.tokens, self.vocabulary, self.length, self.stride = tokens.to(kind), vocabulary, length, stride
         self.name, self._characters, self._words = name, characters, words
+        self.lost = dict(lost or {})
         spare = len(tokens) - length
         whole = spare // stride + 1
         # Overlapping windows reach the end of the text by one more; scoring must not count a token twice.
@@ -152,7 +155,8 @@ def load(
     """A data set by name (`NAMES`), from the Hugging Face hub, or from the user's own files.
 
     The text is brought into the vocabulary's form first (`Vocabulary.normalise`: for the alphabet of text8 lower-case
-    letters and single spaces); whatever the vocabulary cannot write after that is an error, nothing is dropped.
+    letters and single spaces; `Text.lost` counts what had no letter). What the vocabulary cannot write after that is
+    an error.
 
     Args:
         source: a name; a file or folder of `.txt`, `.md` or `.txt.xz`; or "hf:owner/name" or "hf:owner/name:column"
@@ -175,7 +179,7 @@ def load(
     label = f"{name} ({split})"
     if not text or text.isspace():
         raise DataError(f"{label}: no text")
-    text = vocabulary.normalise(text)
+    lost, text = vocabulary.lost(text), vocabulary.normalise(text)
     try:
         tokens = torch.from_numpy(vocabulary.array(text))
     except ArgumentError as error:
@@ -183,4 +187,16 @@ def load(
             f"{label}: {error.got}, which the vocabulary lacks: take another one (Bytes takes all), or clean it"
         ) from error
     stride = max(1, length // PHASES) if split == "train" else None
-    return Text(tokens, vocabulary, length, stride=stride, characters=len(text), words=len(text.split()), name=name)
+    if len(tokens) < length and lost:
+        raise DataError(f"{label}: {len(tokens)} tokens, fewer than one window of {length}; {spaced_out(lost)}")
+    counts = {"characters": len(text), "words": len(text.split())}
+    return Text(tokens, vocabulary, length, stride=stride, name=name, lost=lost, **counts)
+
+
+def spaced_out(lost: Mapping[str, int]) -> str:
+    """What the vocabulary's form of a text does not say, in words."""
+    often = sorted(lost, key=lambda symbol: -lost[symbol])[:4]
+    return (
+        f"{sum(lost.values())} letters, digits or signs that the vocabulary lacks became spaces, such as "
+        f"{' '.join(often)}; the vocabulary bytes keeps all"
+    )

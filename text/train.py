@@ -26,7 +26,7 @@ from ..core.score_entropy import ScoreEntropy, half_unmasking, unmasking
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from .autoregressive import AutoregressiveConfig, AutoregressivePipeline
-from .data import Text, load
+from .data import Text, load, spaced_out
 from .loading import vocabulary_named
 from .model import STATISTICS, TextConfig, TextModel, neighbourhood
 from .network import TransformerConfig
@@ -50,6 +50,8 @@ def main(options: Train) -> None:
         f"network of {network.num_parameters / 1e6:.2f} million parameters, {options.kernel}; {machine()}",
         flush=True,
     )
+    if data.lost:
+        print(f"{data.name}: {spaced_out(data.lost)}", flush=True)
     _, trained = train(data, options)
     if trained.is_main_process:
         print(f"model in {options.out / 'model'}; draw from it: polydiff sample text --model {options.out}")

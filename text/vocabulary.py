@@ -16,6 +16,7 @@ import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,7 +33,17 @@ from ..core.files import write_atomically
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TEXT8", "TOKENIZER", "AnyVocabulary", "Bytes", "Characters", "Pretrained", "Vocabulary", "normalise"]
+__all__ = [
+    "TEXT8",
+    "TOKENIZER",
+    "AnyVocabulary",
+    "Bytes",
+    "Characters",
+    "Pretrained",
+    "Vocabulary",
+    "lost",
+    "normalise",
+]
 
 TEXT8 = " abcdefghijklmnopqrstuvwxyz"
 """The 27 symbols of text8 (Mahoney 2011)."""
@@ -49,6 +60,12 @@ def normalise(text: str) -> str:
     that it does not take apart, such as "æ" or "ß", and digits (text8 itself spells them out) count as not a-z.
     """
     return re.sub("[^a-z]+", " ", re.sub("[^\\x00-\\x7f]+", _plain, text).lower())
+
+
+def lost(text: str) -> Counter[str]:
+    """Letters, digits and signs of which `normalise` leaves nothing, and how often; punctuation is not counted."""
+    kept = {symbol for symbol in set(text) if unicodedata.category(symbol)[0] in "ZPC" or normalise(symbol).strip()}
+    return Counter({symbol: count for symbol, count in Counter(text).items() if symbol not in kept})
 
 
 def _plain(run: re.Match[str]) -> str:
@@ -83,6 +100,10 @@ class Vocabulary(ABC):
     def normalise(self, text: str) -> str:
         """The form of `text` that this vocabulary is for; `text` itself except for the alphabet of text8."""
         return text
+
+    def lost(self, text: str) -> Counter[str]:
+        """Letters, digits and signs of which `normalise` leaves nothing, and how often."""
+        return Counter()
 
     def save(self, folder: str | os.PathLike[str]) -> None:  # noqa: B027
         """Write what the configuration does not hold into a model's folder; nothing for most."""
@@ -124,6 +145,9 @@ class Characters(Vocabulary):
     def normalise(self, text: str) -> str:
         """`normalise` for the alphabet of text8, else `text` itself."""
         return normalise(text) if self.alphabet == TEXT8 else text
+
+    def lost(self, text: str) -> Counter[str]:
+        return lost(text) if self.alphabet == TEXT8 else Counter()
 
     def array(self, text: str) -> NDArray[np.uint8] | NDArray[np.int32]:
         places = _places(self.alphabet)

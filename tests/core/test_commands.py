@@ -84,6 +84,8 @@ def test_bounds_hold_for_flags(capsys: pytest.CaptureFixture[str]):
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert fail(DataError("a.png:\n broken")) == 2
     assert capsys.readouterr().err == "polydiff: error: a.png: broken\n"
+    assert fail(OSError(28, "No space left on device", "a.json")) == 2
+    assert capsys.readouterr().err == "polydiff: error: [Errno 28] No space left on device: 'a.json'\n"
     assert fail(None, "--config", str(tmp_path / "none.json")) == 2
     assert "none.json" in capsys.readouterr().err
     assert fail(KeyboardInterrupt()) == 130

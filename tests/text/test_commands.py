@@ -78,7 +78,7 @@ def test_every_kernel_and_loss_trains_and_writes(kernel: str, loss: str | None, 
     pipeline = load_model(str(folder))
     assert isinstance(pipeline, TextPipeline)
     assert (pipeline.config.kernel, pipeline.config.reading) == (kernel, "context")
-    again = TextPipeline.from_pretrained(folder / "model")
+    again = TextPipeline.from_pretrained(folder)  # of a finished run, its model
     assert torch.equal(pipeline.kernel.log_pi, again.kernel.log_pi)
     assert again.infill("the [MASK:2] end", steps=2)[0][:4] == "the "
     if kernel == "marginal":

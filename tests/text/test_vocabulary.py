@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from polydiff.core.config import from_dict, to_dict
 from polydiff.core.errors import ArgumentError, CheckpointError, ConfigError, DataError
-from polydiff.text.vocabulary import TEXT8, AnyVocabulary, Bytes, Characters, Pretrained, normalise
+from polydiff.text.vocabulary import TEXT8, AnyVocabulary, Bytes, Characters, Pretrained, lost, normalise
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,13 @@ def test_configurations_hold_them(vocabulary: AnyVocabulary):
     values = json.loads(json.dumps(to_dict(Holder(vocabulary))))
     assert from_dict(Holder, values) == Holder(vocabulary)
     assert "content" not in values["vocabulary"]
+
+
+def test_what_the_normal_form_loses_is_counted():
+    text = "Äpfel, 33 – 🙂 Straße!\n"
+    assert lost(text) == {"3": 2, "🙂": 1, "ß": 1}
+    assert Characters(TEXT8).lost(text) == lost(text)
+    assert not Bytes().lost(text) and not Characters("abc").lost(text)
 
 
 def test_configurations_are_strict():
