@@ -73,7 +73,7 @@ class Train:
     reading: ReadingName = "logits"
     """What the network's output means: p(x_0 | x_t), or p(x_0 | the other tokens), D3PM's (context)."""
     loss: LossName | None = None
-    """What is minimised: weighted cross-entropy (the continuous bound of absorbing kernels), half-weighted (between that
+    """What to minimise: weighted cross-entropy (the continuous bound of absorbing kernels), half-weighted (between that
     and plain cross-entropy: better in short trainings), the bound on a grid, hybrid of that and cross-entropy,
     cross-entropy alone, score-entropy (the continuous bound of every kernel). None for weighted where the kernel is
     absorbing, else score-entropy."""
