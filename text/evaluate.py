@@ -38,6 +38,7 @@ from .judges import Causal, Judge
 from .loading import load_model
 from .options import Evaluate, Train
 from .pipeline import TextPipeline
+from .sample import check_sampler, used
 
 __all__ = ["Baseline", "bits", "draw", "evaluate", "judge", "main", "spaced", "table"]
 
@@ -63,6 +64,8 @@ def main(options: Evaluate) -> None:
     results, samples = evaluate(pipeline, train, test, options)
     write_atomically(options.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_atomically(options.out / "samples.txt", RULE.join(map(config.vocabulary.decode, samples.tolist())) + "\n")
+    print(f"texts drawn by: {used(pipeline, options)}")
+    print(f"{'':<76} {'model':>18} {'held-out text':>14}")
     for row in table(results):
         print(f"{row['figure']:<76} {row['model']:>18} {row['held-out text']:>14}")
     print(f"written to {options.out / 'results.json'}")
@@ -119,6 +122,8 @@ def check_options(pipeline: AnyPipeline, options: Evaluate) -> None:
                 raise ArgumentError(f"--{name}", getattr(options, name), "None: the baseline writes token by token")
         if options.bound_steps:
             raise ArgumentError("--bound-steps", options.bound_steps, "none: the baseline's figure is exact")
+    else:
+        check_sampler(pipeline, options)
 
 
 def spaced(data: Text, count: int) -> Tensor:

@@ -19,6 +19,7 @@ from ..core.denoisers import TokenDenoiser
 from ..core.errors import ArgumentError, ConfigError
 from ..core.methods import READINGS, SCHEDULES
 from ..core.names import ReadingName, ScheduleName
+from ..core.schedules import Schedule
 from .kernel import band, gaussian_walk, nearest_neighbours
 from .network import TransformerConfig
 from .vocabulary import AnyVocabulary
@@ -58,6 +59,10 @@ class TextConfig:
             raise ConfigError("network.outputs", self.network.outputs, f"{self.network.vocabulary}: no mask among data")
         if self.network.causal:
             raise ConfigError("network.causal", True, "False: denoisers see both ways")
+        if not runs_on(self.kernel, SCHEDULES[self.schedule]()):
+            why = "alpha_1 = 0: every token ends masked" if self.kernel == "absorbing" else "an alpha that falls"
+            able = ", ".join(name for name, make in SCHEDULES.items() if runs_on(self.kernel, make()))
+            raise ConfigError("schedule", self.schedule, f"one with {why} (kernel {self.kernel}): {able}")
         if self.near is not None and self.kernel not in DEFAULT_NEAR:
             raise ConfigError("near", self.near, f"None: only the kernels {', '.join(DEFAULT_NEAR)} move tokens nearby")
         if self.near is not None and self.near >= self.vocabulary.size:
@@ -109,6 +114,13 @@ CHAINS: dict[ChainName, Callable[[TextConfig, TextModel], Tokens]] = {
 def kernel_of(config: TextConfig, model: TextModel) -> Tokens:
     """The forward process of a model, on the model's device."""
     return CHAINS[config.kernel](config, model).to(next(model.parameters()).device)
+
+
+def runs_on(kernel: ChainName, schedule: Schedule) -> bool:
+    """Whether a schedule's alpha, the survival of a token, does for a kernel: it has to fall at all times, and to 0
+    where the prior is a point mass, since what survived could not have come from there."""
+    alpha = schedule(torch.linspace(0, 1, 33, dtype=torch.float64))[0]
+    return bool((alpha.diff() < 0).all()) and (kernel != "absorbing" or float(alpha[-1]) == 0)
 
 
 def near(config: TextConfig) -> int:

@@ -54,11 +54,11 @@ class Train:
     """
 
     data: str = "python-docs"
-    """Python-docs (needs no download), novels, text8, lm1b; a file or folder of text; or hf:OWNER/NAME[:COLUMN]."""
+    """Training text: python-docs (no download), novels, text8, lm1b; a file or folder; or hf:OWNER/NAME[:COLUMN]."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     vocabulary: str = "text8"
-    """Text8 (a-z and space), bytes, or a Hugging Face tokenizer: its name, or a folder with tokenizer.json."""
+    """Tokens: text8 (a-z and space), bytes, or a Hugging Face tokenizer: its name, or a folder with tokenizer.json."""
     length: Length = 256
     """Tokens of a training window."""
     out: Path = Path("runs/text")
@@ -73,10 +73,10 @@ class Train:
     reading: ReadingName = "logits"
     """What the network's output means: p(x_0 | x_t), or p(x_0 | the other tokens), D3PM's (context)."""
     loss: LossName | None = None
-    """Of: weighted cross-entropy (the continuous bound of absorbing kernels), half-weighted (between that and plain
-    cross-entropy: better in short trainings), the bound on a grid, hybrid of that and cross-entropy, cross-entropy
-    alone, score-entropy (the continuous bound of every kernel). None for weighted where the kernel is absorbing, else
-    score-entropy."""
+    """What to minimise: weighted cross-entropy (the continuous bound of absorbing kernels), half-weighted (between that
+    and plain cross-entropy: better in short trainings), the bound on a grid, hybrid of that and cross-entropy,
+    cross-entropy alone, score-entropy (the continuous bound of every kernel). None for weighted where the kernel is
+    absorbing, else score-entropy."""
     bound_steps: Steps = 1000
     """Steps of the grid of bound and hybrid."""
     cross_entropy_weight: Annotated[float, Range(0, 1e6)] = 0.01
@@ -95,10 +95,11 @@ class Train:
 class Sample:
     """Write texts with a trained model: from nothing, after a prompt, or into the gaps of a text.
 
-    Prints the texts and writes them to the file --out, a line of "=" between two; into a .json file as a list.
+    Prints the texts and writes them to the file --out, a line of "=" between two; into a .json file as an
+    object with "texts", a list, and "options".
     """
 
-    model: str = "runs/text"
+    model: str = "novels"
     """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
     prompt: str | None = None
     """Begin with this text."""
@@ -139,7 +140,7 @@ class Evaluate:
     Each figure stands beside the same figure of real text, which is what a perfect model would reach.
     """
 
-    model: str = "runs/text"
+    model: str = "novels"
     """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
     data: str | None = None
     """The data set that the model was trained on: a name, or a path as for train; None for the run's own."""

@@ -41,7 +41,7 @@ from .filling import by_share, window_by_window
 from .model import TextConfig, TextModel, kernel_of
 from .scoring import Score, gathered, shares, token_bound
 from .semi_autoregressive import Fill, clamped, semi_autoregressive
-from .templates import Template
+from .templates import Template, encoded
 from .vocabulary import TOKENIZER, Vocabulary
 
 __all__ = ["TextPipeline"]
@@ -179,7 +179,8 @@ class TextPipeline(Pipeline[TextConfig]):
             how: see `drawing.Drawing`.
 
         Raises:
-            ArgumentError: no gap, an empty gap, a symbol outside the vocabulary, or an argument that does not fit.
+            ArgumentError: no string, no gap, an empty gap, a symbol outside the vocabulary, or an argument that does
+                not fit.
         """
         check_counts(count=count)
         drawing, template = Drawing(**how), Template.read(text, self.vocabulary, normalise)
@@ -317,7 +318,7 @@ class TextPipeline(Pipeline[TextConfig]):
             text = self.vocabulary.normalise(text)
         if not isinstance(text, str) or not text:
             raise ArgumentError(name, text, "a text that is not empty")
-        if not (tokens := self.vocabulary.encode(text)):
+        if not (tokens := encoded(name, text, self.vocabulary)):
             raise ArgumentError(name, text, "a text of at least one token")  # some tokenizers drop white space
         return text, torch.tensor(tokens)
 

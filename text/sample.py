@@ -11,22 +11,28 @@ from pathlib import Path
 
 import torch
 
+from ..core.ancestral import ancestral
 from ..core.commands import run
 from ..core.config import to_dict
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.methods import TOKEN_SAMPLERS
+from ..core.tau_leaping import tau_leaping
 from .autoregressive import AutoregressivePipeline
 from .drawing import How
 from .filling import particles
 from .loading import load_model
 from .options import Evaluate, Sample
 from .pipeline import TextPipeline
+from .templates import encoded
 
-__all__ = ["SEPARATOR", "how", "main", "texts", "used", "write"]
+__all__ = ["FOR_EVERY_KERNEL", "SEPARATOR", "check_sampler", "how", "main", "texts", "used", "write"]
 
 SEPARATOR = "=" * 20
 """The line between two texts of a file."""
+
+FOR_EVERY_KERNEL = (ancestral, tau_leaping)
+"""Samplers; the others of `TOKEN_SAMPLERS` are for absorbing kernels."""
 
 
 def main(options: Sample) -> None:
@@ -37,7 +43,7 @@ def main(options: Sample) -> None:
     found = texts(pipeline, options)
     write(options.out, found, options)
     print(f"\n{SEPARATOR}\n".join(found))
-    print(f"{SEPARATOR}\n{len(found)} texts in {options.out}")
+    print(f"{SEPARATOR}\n{len(found)} {'text' if len(found) == 1 else 'texts'} in {options.out}")
 
 
 def check(options: Sample) -> None:
@@ -50,10 +56,29 @@ def check(options: Sample) -> None:
         raise ArgumentError("--out", str(options.out), "a file, not a folder")
 
 
+def check_sampler(pipeline: TextPipeline, options: Sample | Evaluate) -> None:
+    """An ArgumentError for a sampler that the model's kernel, or what is to be filled, does not go with."""
+    if options.sampler is None:
+        return
+    kernel = pipeline.config.kernel
+    if pipeline.kernel.mask is None and TOKEN_SAMPLERS[options.sampler] not in FOR_EVERY_KERNEL:
+        able = ", ".join(name for name, sampler in TOKEN_SAMPLERS.items() if sampler in FOR_EVERY_KERNEL)
+        raise ArgumentError("--sampler", options.sampler, f"{able}: the model's kernel is {kernel}, not absorbing")
+    if not isinstance(options, Sample):
+        return
+    given = options.infill is not None or options.prompt is not None
+    if pipeline.kernel.mask is None and (given or (options.length or 0) > pipeline.window):
+        why = "known text conditions by RePaint or --particles, and so does what was written of a long text"
+        raise ArgumentError("--sampler", options.sampler, f"None: the model's kernel is {kernel}, where {why}")
+    if given and options.particles is not None:
+        raise ArgumentError("--sampler", options.sampler, "None beside --particles, a sampler of their own")
+
+
 def texts(pipeline: TextPipeline | AutoregressivePipeline, options: Sample) -> list[str]:
     """The texts that the options ask for."""
     if isinstance(pipeline, AutoregressivePipeline):
         return baseline(pipeline, options)
+    check_sampler(pipeline, options)
     keywords, fill = how(options), None if options.particles is None else particles(options.particles)
     if options.infill is not None:
         return pipeline.infill(
@@ -74,7 +99,7 @@ def baseline(pipeline: AutoregressivePipeline, options: Sample) -> list[str]:
         if (value := getattr(options, name)) is not None:
             raise ArgumentError(f"--{name.replace('_', '-')}", value, "nothing: the model is autoregressive")
     prompt, vocabulary = options.prompt or "", pipeline.config.vocabulary
-    known = len(vocabulary.encode(vocabulary.normalise(prompt) if options.normalise else prompt))
+    known = len(encoded("prompt", vocabulary.normalise(prompt) if options.normalise else prompt, vocabulary))
     length = options.length if options.length is not None else pipeline.config.network.length
     return pipeline(
         prompt, count=options.count, length=known + length, temperature=options.temperature, seed=options.seed

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from polydiff.cli.main import main
+from polydiff.core.methods import TOKEN_SAMPLERS
+from polydiff.text import options
 from polydiff.text.autoregressive import AutoregressivePipeline
 from polydiff.text.loading import load_model
+from polydiff.text.options import Sample
 from polydiff.text.pipeline import TextPipeline
+from polydiff.text.sample import FOR_EVERY_KERNEL
 
 SMALL = ["--width", 8, "--blocks", 1, "--heads", 2, "--length", 16, "--batch-size", 4, "--no-progress", "--cpu"]
 
@@ -115,7 +121,9 @@ def test_sample_prints_and_writes_the_same_texts(run: Path, tmp_path: Path, caps
 def test_every_sampler_has_its_name(sampler: str, run: Path, tmp_path: Path, capsys) -> None:
     words = ["--sampler", sampler, "--infill", "the [MASK:4] of", "--count", 2, "--steps", 3]
     assert polydiff("sample", "text", "--model", run, *words, "--out", tmp_path / "t.json") == 0
-    assert f"{sampler}, 3 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{sampler}, 3 steps" in printed
+    assert "2 texts in" in printed
     for text in json.loads((tmp_path / "t.json").read_text())["texts"]:
         assert (text[:4], text[8:], len(text)) == ("the ", " of", 11)
 
@@ -156,6 +164,42 @@ def test_only_absorbing_models_are_calibrated(tmp_path: Path, capsys) -> None:
     assert "absorbing" in capsys.readouterr().err
 
 
+def test_samplers_are_held_against_the_kernel(tmp_path: Path, capsys) -> None:
+    folder = trained(tmp_path / "run", "--kernel", "uniform")
+    sample = ["sample", "text", "--model", folder, "--steps", 2, "--count", 1, "--out", tmp_path / "t.txt"]
+    for name, sampler in TOKEN_SAMPLERS.items():
+        capsys.readouterr()
+        status = polydiff(*sample, "--sampler", name)
+        printed = capsys.readouterr()
+        assert status == (0 if sampler in FOR_EVERY_KERNEL else 2)
+        if status:
+            assert (
+                f"--sampler: got '{name}', expected ancestral, tau-leaping: the model's kernel is uniform"
+                in printed.err
+            )
+        else:
+            assert "\n1 text in " in printed.out
+    for words in (["--infill", "a [MASK]"], ["--prompt", "a"], ["--length", 17]):
+        assert polydiff(*sample, "--sampler", "ancestral", *words) == 2
+        assert "--sampler: got 'ancestral', expected None" in capsys.readouterr().err
+    words = ["--model", folder, "--sampler", "first-hitting", "--out", tmp_path / "evaluation"]
+    assert polydiff("evaluate", "text", *words) == 2
+    assert "--sampler: got 'first-hitting'" in capsys.readouterr().err
+
+
+def test_helps_do_not_begin_with_a_value() -> None:
+    source = inspect.getsource(options)
+    assert not re.findall(r'"""(?:Of:|Python-docs|Text8).*', source)
+
+
+def test_json_is_what_the_help_says(run: Path, tmp_path: Path) -> None:
+    assert polydiff("sample", "text", "--model", run, "--steps", 1, "-o", tmp_path / "t.json") == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert found.keys() == {"texts", "options"}
+    assert len(found["texts"]) == 4
+    assert all(f'"{name}"' in str(Sample.__doc__) for name in found)
+
+
 def test_own_files_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("Ä file of one's own, 1 line.\n" * 40)
     folder = trained(tmp_path / "run", "--data", tmp_path / "own.txt", "--vocabulary", "bytes")
@@ -175,6 +219,7 @@ def test_own_files_and_bytes(tmp_path: Path) -> None:
         (["train", "--vocabulary", "/nowhere/at/all"], "nowhere"),
         (["train", "--heads", 3, "--width", 8], "heads"),
         (["train", "--schedule", "linear"], "alpha_1"),
+        (["train", "--kernel", "uniform", "--schedule", "ve"], "schedule: got 've'"),
         (["train", "--resume"], "--resume"),
         (["sample", "--model", "RUN", "--infill", "no gap"], "[MASK]"),
         (["sample", "--model", "RUN", "--infill", "a [MASK:0] b"], "[MASK:0]"),
@@ -183,7 +228,9 @@ def test_own_files_and_bytes(tmp_path: Path) -> None:
         (["sample", "--model", "RUN", "--infill", "a [MASK]", "--length", 3], "--length"),
         (["sample", "--model", "RUN", "--prompt", ""], "prompt"),
         (["sample", "--model", "RUN", "--prompt", "Ä"], "position 0"),
+        (["sample", "--model", "RUN", "--prompt", "The cat, "], "--normalise"),
         (["sample", "--model", "RUN", "--particles", 3], "--particles"),
+        (["sample", "--model", "RUN", "--prompt", "a", "--sampler", "cached", "--particles", 3], "--sampler"),
         (["sample", "--model", "RUN", "--count", 0], "count"),
         (["sample", "--model", "RUN", "--steps", 0], "steps"),
         (["sample", "--model", "/nowhere/at/all"], "nowhere"),

@@ -155,6 +155,10 @@ def test_demo_and_evaluate_commands(tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert results["data"] == "python-docs" and "continuous bound" in results["bits"]
+    assert "texts drawn by: ancestral, 2 steps" in printed
+    (heading,) = [line for line in printed.splitlines() if line.split() == ["model", "held-out", "text"]]
+    figures = [line for line in printed.splitlines() if line.startswith("bits per character, continuous bound")]
+    assert printed.index(heading) < printed.index(figures[0])
     assert "continuous bound" in printed and len((out / "samples.txt").read_text().split("\n=\n")) == 2
     assert json.loads((out / "config.json").read_text())["command"] == "evaluate"
     with pytest.raises(DataError):
