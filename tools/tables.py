@@ -202,12 +202,12 @@ def text_bits(found: dict[str, Any]) -> str:
             exact = name == "autoregressive"
             cells = [figure(bits["256"]) + " (exact)", "", "", ""] if exact else [figure(bits.get(n)) for n in grids]
             of = "256" if exact else "1000"
-            own = ["" if name == "absorbing" else figure(more.get(of)), f"{model['tokens_per_second']:,.0f}"]
+            own = ["" if name == "absorbing" else figure(more.get(of))]
             title = f"{name}, {reading.replace('-', ' ')}" if reading else name
             rows.append([title, *cells, *own])
     for name, cell in found["n-gram"].items():
-        rows.append([f"{name}s of the training text", figure(cell) + " (exact)", *[""] * 5])
-    head = ["bits per character, by steps of the bound", *grids, "more than absorbing", "training tokens/s"]
+        rows.append([f"{name}s of the training text", figure(cell) + " (exact)", *[""] * 4])
+    head = ["bits per character, by steps of the bound", *grids, "more than absorbing"]
     note = (
         f"\n{found['parameters'] / 1e6:.2f} million parameters, {found['steps']} steps of {found['batch']} windows; "
         f"{found['windows']} windows scored, {found['terms']} terms each; ± one standard error over windows, "
