@@ -12,12 +12,14 @@ import torch
 
 from polydiff.cli.main import main
 from polydiff.core.methods import TOKEN_SAMPLERS
+from polydiff.core.objectives import Denoising
 from polydiff.text import options
 from polydiff.text.autoregressive import AutoregressivePipeline
 from polydiff.text.loading import load_model
 from polydiff.text.options import Sample
 from polydiff.text.pipeline import TextPipeline
 from polydiff.text.sample import FOR_EVERY_KERNEL
+from polydiff.text.train import objective_of
 
 SMALL = ["--width", 8, "--blocks", 1, "--heads", 2, "--length", 16, "--batch-size", 4, "--no-progress", "--cpu"]
 
@@ -53,7 +55,25 @@ def test_train_writes_all_that_is_promised(run: Path) -> None:
     pipeline = load_model(str(run))
     assert isinstance(pipeline, TextPipeline)
     assert pipeline.config.kernel == "absorbing"
-    assert any(bool((value != 0).any()) for name, value in pipeline.model.state_dict().items() if "output" in name)
+    assert bool((pipeline.model.state_dict()["denoiser.network.bias"] != 0).any())  # it starts at 0
+
+
+def test_train_tells_what_the_alphabet_lacks(tmp_path: Path, capsys) -> None:
+    (tmp_path / "own.txt").write_text("the year 1815 in the Stra\u00dfe\n" * 40)
+    trained(tmp_path / "run", "--data", tmp_path / "own.txt")
+    said = capsys.readouterr().out
+    assert "letters, digits or signs that the vocabulary lacks became spaces" in said and "\u00df" in said
+    trained(tmp_path / "bytes", "--data", tmp_path / "own.txt", "--vocabulary", "bytes")
+    assert "became spaces" not in capsys.readouterr().out
+
+
+def test_losses_of_absorbing_models_differ_in_their_weight(run: Path) -> None:
+    pipeline, t = TextPipeline.from_pretrained(run), torch.tensor([0.25, 0.5], dtype=torch.float64)
+    weights = {"weighted": 1 / t, "half-weighted": t**-0.5, "cross-entropy": torch.ones_like(t)}
+    for name, expected in weights.items():
+        objective = objective_of(pipeline, options.Train(loss=name))  # pyright: ignore[reportArgumentType]
+        assert isinstance(objective, Denoising)
+        torch.testing.assert_close(objective.weight(pipeline.kernel.schedule, t), expected)
 
 
 def test_a_stopped_run_goes_on_and_a_second_start_is_refused(run: Path, tmp_path: Path, capsys) -> None:

@@ -519,3 +519,14 @@ def test_the_shipped_model_fills_gaps_and_bounds_texts() -> None:
     )
     assert english.bits_per_character < 3.6 < 5 < noise.bits_per_character
     assert set(pipeline.unmasking) == {16, 32, 64}
+
+
+@torch.no_grad()
+def test_absorbing_models_read_the_time_off_the_masks() -> None:
+    pipeline = TextPipeline.from_pretrained("novels")
+    x = torch.tensor([pipeline.vocabulary.encode("the cat sat on the mat ")])
+    x[:, ::2] = pipeline.kernel.mask
+    early, late = (pipeline.given()(x, t) for t in (0.9, 0.2))
+    torch.testing.assert_close(early, late)
+    told = pipeline.model.denoiser.given(pipeline.kernel)
+    assert not torch.allclose(told(x, 0.9), told(x, 0.2))  # the network itself is not deaf to it
