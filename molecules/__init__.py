@@ -1,0 +1,1 @@
+"""Molecules: conformers from SMILES by diffusion, with exact stereochemistry; and molecules from nothing."""
