@@ -35,7 +35,7 @@ from ..core.randomness import mix, seeded
 from ..core.sampling import Step, last
 from .ensembles import Ensemble, MoleculeError, Settings, ensembles_of
 from .graphs import Arrays, assemble, structure
-from .model import LEVELS, ConformerConfig, build, kernel_of
+from .model import LEVELS, ConformerConfig, build, kernel_of, number_of
 from .options import LevelName
 from .scaffolds import Core, core_of, drafts_on
 from .symmetry import rotation
@@ -367,7 +367,9 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         bound = self.kernel.given(**structure(whole, bonds=self.config.start == "harmonic"))
         dtype = next(self.model.parameters()).dtype
         drafts = torch.from_numpy(np.concatenate(starts)).to(self.device, dtype)
-        numbers = torch.tensor([LEVELS.index(level) for level in levels], device=self.device).expand(len(graphs))
+        numbers = torch.tensor([number_of(self.config, level) for level in levels], device=self.device).expand(
+            len(graphs)
+        )
         condition: Mapping[str, Any] = {"graph": whole, "level": numbers, "draft": drafts / self.config.scale}
         return self.model.given(bound, **condition), bound, drafts
 
@@ -429,4 +431,3 @@ def check_positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:
             raise ArgumentError(name, number, "a number > 0")
-

@@ -191,9 +191,7 @@ def draft(what: str | Chem.Mol, count: int, round_: int, rules: Rules) -> Drafte
     return Drafted(mol, smiles, level, graph, found, time.perf_counter() - began)
 
 
-def judge(
-    mol: Chem.Mol, positions: np.ndarray, relax: bool, energies: bool, fixed: Sequence[int] = ()
-) -> Judged:
+def judge(mol: Chem.Mol, positions: np.ndarray, relax: bool, energies: bool, fixed: Sequence[int] = ()) -> Judged:
     """Relax conformers (K, N, 3) if asked to, tell which have the asked stereochemistry, and measure them.
 
     Args:
@@ -217,9 +215,7 @@ def judge(
     return Judged(right, positions, found, time.perf_counter() - began)
 
 
-def order(
-    mol: Chem.Mol, positions: np.ndarray, energies: np.ndarray, keep_duplicates: bool, threshold: float
-) -> Order:
+def order(mol: Chem.Mol, positions: np.ndarray, energies: np.ndarray, keep_duplicates: bool, threshold: float) -> Order:
     """Rank conformers by energy, as they come where there is none, and leave out those that are there already."""
     began = time.perf_counter()
     ranked = np.argsort(energies, kind="stable").tolist()  # NaN last, in order
