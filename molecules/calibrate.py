@@ -46,8 +46,8 @@ def main(options: Calibrate) -> None:
             raise DataError(f"{folder}: the solver cannot be written ({error})") from error
         angstrom = pipeline.config.scale
         print(
-            f"{calls} calls: root mean square error {solver.rmse * angstrom:.3g} A per coordinate against the exact "
-            f"flow; {solver.rmse_start * angstrom:.3g} A by the best classical solver ({solver.start}); written: {path}",
+            f"{calls} calls: root mean square error {solver.rmse * angstrom:.3g} A per coordinate against the "
+            f"exact flow; {solver.rmse_start * angstrom:.3g} A by {solver.start}; written: {path}",
             flush=True,
         )
     print(f"draw with one: polydiff sample molecules --model {options.model} --steps {options.calls[0]}")
