@@ -61,12 +61,12 @@ class Train:
     devices: torchrun --nproc-per-node N -m polydiff.molecules.train, with the same options.
     """
 
-    data: str = "small"
-    """Training molecules by name: small (no download), mini-qm9, qm9, ...; or a file of SMILES or an SDF."""
+    data: tuple[str, ...] = ("small",)
+    """Training molecules by name: small (no download), mini-qm9, qm9; or files of SMILES or SDF; one or several."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     count: Count | None = None
-    """Molecules to train on, drawn by the seed of the data; None for all."""
+    """Molecules to train on of each of these; None for all."""
     levels: tuple[LevelName, ...] = ("B3LYP", "MMFF94")
     """References to learn, as far as the data have them; the model is told which one it is shown."""
     out: Path = Path("runs/molecules")
