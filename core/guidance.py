@@ -47,8 +47,10 @@ class ClassifierFree(nn.Module):
         values = ((name, condition[name], null) for name, null in self.null.items())
         without = {name: torch.as_tensor(null).to(value).expand_as(value) for name, value, null in values}
         if all(isinstance(value, Tensor) for value in condition.values()):
-            both = {name: torch.cat([value, without.get(name, value)]) for name, value in condition.items()}
-            conditional, null = self.network(torch.cat([x, x]), torch.cat([c, c]), **both).chunk(2)
+            dropped = {**condition, **without}
+            both = {name: torch.cat([value, dropped[name]]) for name, value in condition.items()}
+            output = self.network(torch.cat([x, x]), torch.cat([c, c]), **both)
+            conditional, null = output.chunk(2)
         else:
             conditional, null = self.network(x, c, **condition), self.network(x, c, **{**condition, **without})
         if self.channels is None:

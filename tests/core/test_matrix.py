@@ -259,7 +259,7 @@ def choose(condition: Any, index: Tensor) -> dict[str, Any]:
 
 def graph_case() -> Case:
     plain = CASES["centred-cosine"]()
-    denoiser = GaussianDenoiser(Told(), plain.kernel.schedule)  # pyright: ignore[reportAttributeAccessIssue]
+    denoiser = GaussianDenoiser(Told(), plain.kernel.schedule)  # pyright: ignore[reportArgumentType]
     condition = {"graphs": Graphs(["a", "bb", "ccc", "dddd"], cases.INDEX), "level": torch.ones(4)}
     return replace(plain, denoiser=denoiser, condition=condition, choose=choose)
 
