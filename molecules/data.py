@@ -209,9 +209,9 @@ def load(
     goes on where it stopped.
 
     Args:
-        source: "small" (no download), "mini-qm9", "qm9", "esol", "freesolv", or a path: `.sdf` with 3-D conformers, which are then the
-            references; or `.smi`, `.txt`, `.csv` of SMILES, of which minima of MMFF94 are made. See `sources`. Several
-            are put one after another.
+        source: "small" (no download), "mini-qm9", "qm9", "esol", "freesolv"; or a path: `.sdf` with 3-D conformers,
+            which are then the references; or `.smi`, `.txt`, `.csv` of SMILES, of which minima of MMFF94 are made. See
+            `sources`. Several are put one after another.
         split: "train", "valid" or "test".
         start: of the diffusion: "draft", "harmonic" or "centred".
         scale: Å, the unit of the states.

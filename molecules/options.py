@@ -62,7 +62,8 @@ class Train:
     """
 
     data: tuple[str, ...] = ("small",)
-    """Training molecules by name: small (no download), mini-qm9, qm9, esol, freesolv; or files of SMILES or SDF; one or several."""
+    """Training molecules by name: small (no download), mini-qm9, qm9, esol, freesolv; or files of SMILES or SDF. One or
+    several."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     count: Count | None = None

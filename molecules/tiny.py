@@ -1,4 +1,4 @@
-"""The smallest real case of molecules: displacements of three of them from their drafts, and a network of few weights."""
+"""The smallest real case of molecules: displacements from drafts of three of them, and a network of few weights."""
 
 from __future__ import annotations
 
