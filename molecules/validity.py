@@ -23,6 +23,7 @@ from rdkit.Chem import rdForceFieldHelpers, rdMolTransforms
 
 from ..core.errors import DataError
 from .drafts import Problem, relax
+from .stereo import sense
 
 __all__ = ["Strain", "Verdict", "energies", "pose_busters", "single", "stereo_right", "strain"]
 
@@ -58,7 +59,10 @@ def stereo_right(mol: Chem.Mol) -> NDArray[np.bool_]:
             seen = single(mol, i)
             Chem.AssignAtomChiralTagsFromStructure(seen, 0, replaceExistingTags=True)
             for k, atom in enumerate(centres):
-                right[i, k] = seen.GetAtomWithIdx(atom).GetChiralTag() == mol.GetAtomWithIdx(atom).GetChiralTag()
+                tag = seen.GetAtomWithIdx(atom).GetChiralTag()
+                if tag not in TETRAHEDRAL:  # RDKit reads none off the nitrogen of a small ring
+                    tag = sense(seen.GetAtomWithIdx(atom), conformer.GetPositions())
+                right[i, k] = tag == mol.GetAtomWithIdx(atom).GetChiralTag()
         for k, bond in enumerate(doubles, start=len(centres)):
             left, other = bond.GetStereoAtoms()
             ends = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
