@@ -30,12 +30,12 @@ from .kernel import Harmonic
 from .network import EquivariantConfig
 from .options import LevelName, StartName
 
-__all__ = ["DEFAULT_SCALE", "LEVELS", "ConditioningName", "ConformerConfig", "Level", "build", "kernel_of"]
+__all__ = ["DEFAULT_SCALE", "LEVELS", "ConditioningName", "ConformerConfig", "Level", "build", "kernel_of", "number_of"]
 
 ConditioningName: TypeAlias = Literal["log-snr", "time"]
 
 LEVELS: tuple[LevelName, ...] = ("B3LYP", "MMFF94")
-"""A level's place here is the number that networks are told."""
+"""All levels, the most exact first."""
 
 DEFAULT_SCALE: Mapping[StartName, float] = {"draft": 0.25, "harmonic": 1.0, "centred": 1.0}
 """Angstrom: about as far as drafts are from minima, and the size of a bond."""
@@ -59,7 +59,7 @@ class Level:
 class ConformerConfig:
     """All that is needed to build the model, as `config.json` holds it."""
 
-    network: EquivariantConfig | DualConfig = field(default_factory=EquivariantConfig)
+    network: EquivariantConfig | DualConfig = field(default_factory=lambda: EquivariantConfig(scale=0.25))
     """Sizes of the network."""
     schedule: ScheduleName = "rectified-flow"
     """Of training; sampling may use another."""
@@ -72,12 +72,16 @@ class ConformerConfig:
     scale: Annotated[float, Range(1e-4, 100.0)] = 0.25
     """Angstrom in which displacements are measured."""
     levels: tuple[Level, ...] = (Level("B3LYP", ("H", "C", "N", "O")), Level("MMFF94", ("H", "C", "N", "O")))
-    """The references, each with the elements seen by it."""
+    """The references, each with the elements seen by it; their places here are the numbers that the network is told."""
 
     def __post_init__(self):
         names = [level.name for level in self.levels]
         if not names or len(set(names)) != len(names):
             raise ConfigError("levels", names, "one level at least, each once")
+        if self.network.levels < len(names):
+            raise ConfigError("network.levels", self.network.levels, f"at least {len(names)}, the levels")
+        if self.network.scale != self.scale:
+            raise ConfigError("network.scale", self.network.scale, f"{self.scale}, the scale of the displacements")
 
     def elements(self, level: LevelName) -> frozenset[str]:
         """The elements that the model knows by a level; none of one that it was not taught."""
@@ -102,3 +106,8 @@ def kernel_of(config: ConformerConfig, schedule: Schedule | None = None) -> Gaus
         schedule: the denoiser's own, which saves it a translation; a new one by default.
     """
     return Gaussian(SCHEDULES[config.schedule]() if schedule is None else schedule, NOISES[config.start]())
+
+
+def number_of(config: ConformerConfig, level: LevelName) -> int:
+    """What the network is told of a level."""
+    return [known.name for known in config.levels].index(level)

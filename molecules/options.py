@@ -47,9 +47,9 @@ class Network:
 
     kind: Literal["equivariant", "dual"] = "equivariant"
     """Architecture: equivariant, told of chirality; or GeoDiff's two encoders."""
-    width: Annotated[int, Range(4, 4096)] = 96
-    """Features of an atom."""
-    blocks: Annotated[int, Range(1, 256)] = 4
+    width: Annotated[int, Range(8, 4096)] = 64
+    """Features of an atom, a multiple of 8."""
+    blocks: Annotated[int, Range(1, 64)] = 4
     """Rounds of messages; of the dual encoder's global branch."""
 
 

@@ -53,7 +53,9 @@ def keeps_stereo(mol: Chem.Mol, positions: np.ndarray) -> bool:
         Chem.AssignAtomChiralTagsFromStructure(found, replaceExistingTags=True)
         for i in centres:
             tag = found.GetAtomWithIdx(i).GetChiralTag()
-            if (tag if tag in CHIRAL else sense(found.GetAtomWithIdx(i), positions)) != mol.GetAtomWithIdx(i).GetChiralTag():
+            if (tag if tag in CHIRAL else sense(found.GetAtomWithIdx(i), positions)) != mol.GetAtomWithIdx(
+                i
+            ).GetChiralTag():
                 return False
     return all(side(mol.GetBondWithIdx(i), positions) for i in bonds)
 

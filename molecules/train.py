@@ -23,11 +23,12 @@ from ..core.training import train as train_objective
 from .data import Conformers, load
 from .dual import DualConfig
 from .kernel import Aligned
-from .model import DEFAULT_SCALE, NOISES, ConformerConfig, Level
+from .model import DEFAULT_SCALE, LEVELS, NOISES, ConformerConfig, Level
 from .network import EquivariantConfig
 from .objectives import ChainRule
-from .options import Network, ObjectiveName, Train
+from .options import LevelName, Network, ObjectiveName, Train
 from .pipeline import ConformerPipeline
+from .splits import Split
 
 __all__ = ["conformer_config", "main", "objective_of", "scale_of", "train"]
 
@@ -36,12 +37,17 @@ def main(options: Train) -> None:
     """Train as the options say and write the model."""
     check_begun(options)
     data = data_of(options, "train")
-    network = network_config(options.network)
-    pipeline, trained = train(data, options, announce=lambda size: print(
-        f"{data.name}: {len(data)} pairs of start and conformer to train on; "
-        f"{options.network.kind} network of {size / 1e6:.2f} million parameters ({network}); {machine()}",
-        flush=True,
-    ))  # fmt: skip
+
+    def announce(size: int) -> None:
+        print(
+            f"{data.name}: {len(data)} pairs of start and conformer to train on, {', '.join(data.levels)}; "
+            f"{options.network.kind} network of {size / 1e6:.2f} million parameters; {machine()}",
+            flush=True,
+        )
+        if data.problems:
+            print(f"{data.name}: left out: {', '.join(f'{n} {why}' for why, n in data.problems.items())}", flush=True)
+
+    _, trained = train(data, options, announce=announce)
     if trained.is_main_process:
         print(f"model in {options.out / 'model'}; draw from it: polydiff sample molecules --model {options.out} "
               '--smiles "CCO"')  # fmt: skip
@@ -91,7 +97,7 @@ def train(
     return pipeline, trained
 
 
-def data_of(options: Train, split: str) -> Conformers:
+def data_of(options: Train, split: Split) -> Conformers:
     """The data set that the options name, in the frame and units of the model that they describe."""
     return load(
         options.data,
@@ -136,22 +142,26 @@ def objective_of(pipeline: ConformerPipeline, options: Train) -> nn.Module:
 
 def conformer_config(data: Conformers, options: Train) -> ConformerConfig:
     """The model that the options ask for, completed by what the data say."""
-    known = data.elements
     return ConformerConfig(
-        network=network_config(options.network),
+        network=network_config(options.network, len(data.levels), scale_of(options)),
         schedule=options.schedule,
         parametrisation=options.parametrisation,
         start=options.start,
         scale=scale_of(options),
-        levels=tuple(Level(name, tuple(known[name])) for name in options.levels if known.get(name)),
+        levels=tuple(Level(level_named(name), data.elements[name]) for name in data.levels),
     )
 
 
-def network_config(network: Network) -> EquivariantConfig | DualConfig:
-    """The sizes that a command line asks for."""
+def level_named(name: str) -> LevelName:
+    """A level by name, as a type that configurations can hold."""
+    return next(level for level in LEVELS if level == name)
+
+
+def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig | DualConfig:
+    """The sizes that a command line asks for, for so many levels and displacements in units of `scale` Angstrom."""
     if network.kind == "dual":
-        return DualConfig(width=network.width, blocks=network.blocks)
-    return EquivariantConfig(width=network.width, blocks=network.blocks)
+        return DualConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
+    return EquivariantConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
 
 
 def card(data: Conformers, options: Train, seconds: float) -> Card:
@@ -164,7 +174,7 @@ def card(data: Conformers, options: Train, seconds: float) -> Card:
     return Card(
         title=f"Conformers like those of {data.name}",
         summary=f"A diffusion model of conformers, {grown}.",
-        data=f"{data.name}, {len(data)} training pairs; levels: {', '.join(options.levels)}",
+        data=f"{data.name}, {len(data)} training pairs; levels: {', '.join(data.levels)}",
         command=command_line(options, "train", "molecules"),
         time=f"{seconds / 60:.1f} minutes",
         machine=machine(),
