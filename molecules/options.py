@@ -171,8 +171,8 @@ class Evaluate:
     split: Literal["valid", "test"] = "test"
     """The held-out part."""
     protocol: Literal["P1", "P2"] = "P1"
-    """Rules of coverage: GeoDiff's (P1, distances up to the threshold count) or GeoMol's (P2, those below it). Both look
-    at twice as many conformers as there are references. Their figures are never to be mixed."""
+    """Rules of coverage: GeoDiff's (P1, distances up to the threshold count) or GeoMol's (P2, those below it). Both
+    look at twice as many conformers as there are references. Their figures are never to be mixed."""
     threshold: Annotated[float, Range(0, 100)] | None = None
     """Angstrom; None for the protocol's own on QM9, 0.5."""
     count: Annotated[int, Range(1, 10**7)] = 100
