@@ -125,7 +125,7 @@ def evaluate(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -
 
 def level_of(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -> LevelName:
     """The level of the references, which the model is asked for; see `evaluate`."""
-    known = tuple(level.name for level in pipeline.config.levels)
+    known: tuple[LevelName, ...] = tuple(level.name for level in pipeline.config.levels)
     if len(data.levels) != 1:
         raise ArgumentError("--level", options.level, f"one of {', '.join(data.levels)}: the data has them all")
     for name in known:

@@ -124,7 +124,7 @@ def _overlaps(x: Floats, y: Floats, maps: Indices) -> Iterator[tuple[int, Floats
         part = maps[i : i + size]
         right = y[:, part].transpose(1, 2, 0, 3).reshape(len(part), n, b * 3)
         covariance = (left @ right).reshape(len(part), a, 3, b, 3).transpose(0, 1, 3, 2, 4)
-        yield i, np.linalg.eigvalsh(_horn(covariance))[..., -1]
+        yield i, np.linalg.eigvalsh(_horn(covariance))[..., -1].astype(np.float64, copy=False)
 
 
 def _best_maps(x: Floats, y: Floats, maps: Indices, count: int) -> tuple[Floats, Indices]:

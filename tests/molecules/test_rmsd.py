@@ -80,7 +80,7 @@ def test_it_returns_the_map_it_used() -> None:
         for j in range(2):
             one, other = x[i, found.atoms], x[2 + j, maps[i, j]]
             one, other = one - one.mean(0), other - other.mean(0)
-            _, residual = Rotation.align_vectors(other, one)
+            residual = Rotation.align_vectors(other, one)[1]
             assert residual / 14**0.5 == pytest.approx(distances[i, j], abs=1e-9)
 
 
