@@ -37,6 +37,7 @@ from .pipeline import ConformerPipeline
 
 __all__ = ["draw", "evaluate", "main", "references_of", "table"]
 
+MODEL = "polydiff"  # the model's column, whatever folder it lies in
 ATTEMPTS = 20  # draws of ETKDGv3 behind a reference ensemble of MMFF94 minima
 
 
@@ -170,7 +171,7 @@ def draw(
             )
             return [Drawn(one.mol, one.status) for one in found]
 
-        return timed(options.model, conformers, references, options.num_conformers, ratio)
+        return timed(MODEL, conformers, references, options.num_conformers, ratio)
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -170,7 +170,7 @@ def run(data: Data, options: Evaluate, model: ConformerPipeline | None = None) -
 def test_a_model_without_noise_is_its_drafts() -> None:
     data = Data([one.mol for one in references(1)])
     results = run(data, replace(SMALL, relax=True), pipeline(scale=1e-3))
-    assert list(results["methods"]) == ["m", "m + MMFF94", "ETKDGv3", "ETKDGv3 + MMFF94"]
+    assert list(results["methods"]) == ["polydiff", "polydiff + MMFF94", "ETKDGv3", "ETKDGv3 + MMFF94"]
     model, relaxed, plain, ceiling = results["methods"].values()
     # Other drafts than the baseline's, but of the same kind; both relax to minima.
     assert model["conformers"] == plain["conformers"] == 9
@@ -199,7 +199,7 @@ def test_protocol_and_threshold_reach_the_figures() -> None:
         assert {each["coverage"]["delta"] for each in results["methods"].values()} == {0.2}
         assert any(rule in row["figure"] for row in evaluate.table(results))
         # One heavy atom lies on another: distance 0, covered from any threshold above.
-        assert results["methods"]["m"]["coverage"]["COV-R"]["mean"] == 1
+        assert results["methods"]["polydiff"]["coverage"]["COV-R"]["mean"] == 1
 
 
 def test_levels_that_do_not_fit_are_refused() -> None:
