@@ -211,7 +211,7 @@ def test_without_parameters_there_are_no_energies() -> None:
         assert mol.GetNumConformers() == 2 and not mol.GetConformer(0).HasProp("energy")
 
 
-# ------------------------------------------------------------------------------------------------- levels and algorithms
+# ----------------------------------------------------------------------------------------------- levels and algorithms
 
 
 def test_the_level_is_the_best_that_knows_all_elements() -> None:
@@ -308,7 +308,7 @@ def test_chunks_are_sorted_bounded_and_whole() -> None:
     assert chunks([], cost, 9) == []
 
 
-# --------------------------------------------------------------------------------- given parts, likelihoods, trajectories
+# ------------------------------------------------------------------------------ given parts, likelihoods, trajectories
 
 
 @pytest.mark.parametrize("start", ["draft", "centred", "harmonic"])

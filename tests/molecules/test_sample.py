@@ -64,7 +64,7 @@ def report(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
+# ---------------------------------------------------------------------------------------------------------------- rows
 
 
 def test_every_line_is_a_row(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "latin.smi")[0].smiles == "CCO"
 
 
-# ------------------------------------------------------------------------------------------------------------------- SDF
+# ----------------------------------------------------------------------------------------------------------------- SDF
 
 
 def test_conformers_carry_id_stereochemistry_and_properties(asked: Sample, pipeline: ConformerPipeline) -> None:
@@ -163,7 +163,7 @@ def test_compressed_by_name_and_equal(asked: Sample, pipeline: ConformerPipeline
     assert packed.out.read_bytes() == first
 
 
-# ----------------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------------------------- interruptions
 
 
 class Killed(BaseException):
@@ -237,7 +237,7 @@ def test_only_the_same_run_is_resumed(
     run(pipeline, replace(again, processes=1))
 
 
-# --------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------ commands
 
 
 def test_processes_change_nothing(asked: Sample, pipeline: ConformerPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,6 +265,6 @@ def test_the_command(asked: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     for wrong in (replace(asked, input=None), replace(asked, smiles=("C",))):
         with pytest.raises(ArgumentError, match="input"):
             main(wrong)
+    monkeypatch.setattr(module, "load_model", lambda name: still(levels=still().config.levels[:1]))
     with pytest.raises(ArgumentError, match="level"):
-        monkeypatch.setattr(module, "load_model", lambda name: still(levels=still().config.levels[:1]))
         main(replace(asked, level="MMFF94"))
