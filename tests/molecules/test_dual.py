@@ -30,7 +30,7 @@ def network(dtype: torch.dtype = torch.float64):
 def problem(*smiles: str, dtype: torch.dtype = torch.float64) -> dict:
     found = batch([graph(Chem.AddHs(Chem.MolFromSmiles(one))) for one in smiles])
     g = torch.Generator().manual_seed(0)
-    rows, count = found.num_nodes, len(smiles)
+    rows, count = len(found.atom), len(smiles)
     return {
         "x": torch.randn(rows, 3, generator=g, dtype=torch.float64).to(dtype),
         "c": (1000 * torch.rand(count, generator=g, dtype=torch.float64)).to(dtype),

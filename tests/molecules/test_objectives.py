@@ -185,4 +185,4 @@ def test_refused():
         with pytest.raises(ArgumentError, match="kernel"):
             make(denoiser, Gaussian(RectifiedFlow()))
         with pytest.raises(ArgumentError, match="denoiser"):
-            make(Answer(), kernel)
+            make(Answer(), kernel)  # pyright: ignore[reportArgumentType]
