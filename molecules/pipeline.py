@@ -83,7 +83,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         """Where the model's weights are."""
         return next(self.model.parameters()).device
 
-    # ----------------------------------------------------------------------------------------------- what users call
+    # --- what users call
 
     def __call__(self, molecule: str | Chem.Mol, num_conformers: int = 10, **options: Any) -> Chem.Mol:
         """A molecule with explicit hydrogens and conformers 0 ... n - 1, best first.
@@ -314,7 +314,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         nats = found.nats.double() - kernel.dims(y).double() * float(np.log(self.config.scale))
         return nats.cpu().numpy()
 
-    # ------------------------------------------------------------------------------------------- what these are made of
+    # --- what these are made of
 
     def levels(self, level: LevelName | None = None) -> tuple[tuple[LevelName, frozenset[str]], ...]:
         """The levels that will do, best first, each with its elements."""
