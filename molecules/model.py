@@ -23,7 +23,6 @@ from ..core.errors import ConfigError
 from ..core.gaussian import Gaussian
 from ..core.methods import PARAMETRISATIONS, SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
-from ..core.noise import Noise
 from ..core.schedules import Schedule
 from .dual import DualConfig
 from .kernel import Harmonic
@@ -42,7 +41,7 @@ DEFAULT_SCALE: Mapping[StartName, float] = {"draft": 0.25, "harmonic": 1.0, "cen
 
 CONDITIONINGS: Mapping[ConditioningName, Conditioning] = {"log-snr": log_snr, "time": time}
 
-NOISES: Mapping[StartName, Callable[[], Noise]] = {"draft": Centred, "centred": Centred, "harmonic": Harmonic}
+NOISES: Mapping[StartName, Callable[[], Centred]] = {"draft": Centred, "centred": Centred, "harmonic": Harmonic}
 
 
 @dataclass(frozen=True)
