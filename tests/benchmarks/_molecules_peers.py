@@ -13,8 +13,8 @@ parameters never learn; every undirected edge is counted twice in the readout; t
 carried to positions by the chain rule, which is no noise of the diffusion; distances cannot tell mirror images apart.
 
 **Loss** 2 |global|^2 + 5 |local|^2, a mean over atoms, t and T - 1 - t in pairs; Adam 1e-3 with betas (0.95, 0.999),
-gradients clipped to a norm of 1e4, batches of 64, no averaged weights. (Its two optimizers are one for Adam; its plateau
-rule looks every 5000 steps and waits for ten such looks.)
+gradients clipped to a norm of 1e4, batches of 64, no averaged weights. (Its two optimizers are one for Adam; its
+plateau rule looks every 5000 steps and waits for ten such looks.)
 
 **Sampler** ("ld"): annealed Langevin through all T steps, step 1e-6 (sigma / 0.01)^2, the global branch weighted by
 `w_global` and only below sigma = 0.5, clipped to 1000 per atom; a molecule that became NaN is drawn once more with the
@@ -24,10 +24,10 @@ local branch clipped to 20.
 global branch is not computed where its sampler throws it away (`skip=False` does as published); edges of the molecular
 graph are built once. Its radius graph keeps at most 32 neighbours, which no molecule of QM9 exceeds.
 
-**Parity** was checked once against the public code (commit ea0ca48, run outside this repository with stand-ins for its
-uninstallable dependencies) with the same random weights on a batch of seven molecules of 9-27 atoms, positions clean and
-with noise of 0.3 and 5 Angstrom: edges and types equal; numbers on edges within 7e-13 in float64 (values to 196, local
-2e-13) and 5e-4 in float32; loss within 5e-8 and gradients within 5e-8 relative (sigma is float32 in both); 40 steps of the
+**Parity** was checked once against the public code (commit ea0ca48, run outside this repository with stand-ins for
+dependencies that cannot be installed) with the same random weights on a batch of seven molecules of 9-27 atoms,
+positions clean and with noise of 0.3 and 5 Angstrom: edges and types equal; numbers on edges within 7e-13 in float64
+(to 196) and 5e-4 in float32; loss and gradients within 5e-8 relative (sigma is float32 in both); 40 steps of the
 sampler, same noise, with and without clips and `skip`, within 3e-14 Angstrom in float64 (positions to 51).
 """
 
@@ -89,8 +89,8 @@ def perceptron(*sizes: int) -> nn.Sequential:
 
 
 def shifted_softplus(x: Tensor) -> Tensor:
-    """SchNet's activation, 0 at 0."""
-    return F.softplus(x) - 0.6931471805599453
+    """SchNet's activation; the shift is log 2 rounded to float32, as published."""
+    return F.softplus(x) - 0.6931471824645996
 
 
 @final

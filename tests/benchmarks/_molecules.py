@@ -1,0 +1,281 @@
+"""What the benchmarks of molecules share: molecules from files, RDKit as the peer, memory of processes, results.
+
+    python -m tests.benchmarks._molecules INPUT.smi OUTPUT.sdf [--conformers N] [--processes N] [--relax]
+
+is the peer of `molecules_throughput`: SMILES in, SDF out by ETKDGv3 and, with --relax, MMFF94, as a chemist's own
+script would do it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rdkit import Chem, rdBase
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+from polydiff.core.files import write_atomically
+from polydiff.core.machine import machine
+
+__all__ = [
+    "Finished",
+    "drawn_by_rdkit",
+    "given_smiles",
+    "keep",
+    "kept",
+    "records",
+    "run",
+    "sample_command",
+    "small_molecules",
+    "statuses",
+    "today",
+    "with_error",
+]
+
+SOURCES = {
+    "freesolv": "molecules/smiles_moleculenet/freesolv.csv.gz",
+    "esol": "molecules/smiles_moleculenet/esol.csv.gz",
+    "qm9": "molecules/qm9/qm9_smiles.csv.gz",
+    "geom-qm9": "molecules/geom_test_smiles/qm9_test_smiles.csv.gz",
+    "geom-drugs": "molecules/geom_test_smiles/drugs_test_smiles.csv.gz",
+}
+TIMEOUT = 60
+"""Seconds for the distance geometry of a molecule, on both sides."""
+
+
+# ------------------------------------------------------------------------------------------------------- molecules
+
+
+def given_smiles(root: Path, source: str) -> list[str]:
+    """The SMILES of one of `SOURCES` as they stand there."""
+    with gzip.open(root / SOURCES[source], "rt", encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        head = [name.strip().lower() for name in next(rows)]
+        column = next(i for i, name in enumerate(head) if name.endswith("smiles"))
+        return [row[column].strip() for row in rows if len(row) > column]
+
+
+def small_molecules(root: Path, count: int, elements: Collection[str], heavy: int, seed: int) -> list[tuple[str, str]]:
+    """(SMILES, id) of different connected molecules, by turns from FreeSolv, ESOL and QM9.
+
+    Args:
+        root: folder of the data.
+        count: how many, if there are as many.
+        elements: symbols that may occur.
+        heavy: most atoms besides hydrogen.
+        seed: of the choice.
+    """
+    shuffled = []
+    for source in ("freesolv", "esol", "qm9"):
+        found = given_smiles(root, source)
+        random.Random(seed).shuffle(found)
+        shuffled.append((source, iter(found)))
+    chosen: dict[str, str] = {}
+    while shuffled and len(chosen) < count:
+        for source, rest in list(shuffled):
+            smiles = next((s for s in rest if suits(s, elements, heavy, chosen)), None)
+            if smiles is None:
+                shuffled.remove((source, rest))
+            elif len(chosen) < count:
+                chosen[Chem.CanonSmiles(smiles)] = f"{source}-{len(chosen)}"
+    return list(chosen.items())
+
+
+def suits(smiles: str, elements: Collection[str], heavy: int, known: Collection[str]) -> bool:
+    """Whether a molecule is connected, small, of these elements, and new."""
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+    if mol is None or not 1 < mol.GetNumAtoms() <= heavy or len(Chem.GetMolFrags(mol)) > 1:
+        return False
+    full = {atom.GetSymbol() for atom in mol.GetAtoms()} | {"H"}
+    return full <= set(elements) and Chem.MolToSmiles(mol) not in known
+
+
+# ------------------------------------------------------------------------------------------------------------ RDKit
+
+
+def drawn_by_rdkit(mol: Chem.Mol, count: int, seed: int, relax: bool) -> Chem.Mol:
+    """A copy with ETKDGv3 conformers, relaxed by MMFF94 if asked and if MMFF94 knows the atoms; none if it fails.
+
+    Args:
+        mol: with hydrogens as atoms.
+        count: of conformers.
+        seed: of RDKit.
+        relax: whether MMFF94 follows.
+    """
+    made = Chem.Mol(mol)
+    made.RemoveAllConformers()
+    options = rdDistGeom.ETKDGv3()
+    options.randomSeed, options.timeout, options.numThreads = seed, TIMEOUT, 1
+    with rdBase.BlockLogs():
+        rdDistGeom.EmbedMultipleConfs(made, count, options)
+        if relax and made.GetNumConformers() and rdForceFieldHelpers.MMFFHasAllMoleculeParams(made):
+            rdForceFieldHelpers.MMFFOptimizeMoleculeConfs(made, numThreads=1, maxIters=2000)
+    return made
+
+
+def block(row: str, count: int, relax: bool) -> str:
+    """The SDF records of one row of SMILES and id; nothing if it fails."""
+    smiles, _, identity = row.partition("\t")
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(smiles)
+        if mol is None:
+            return ""
+        made = drawn_by_rdkit(Chem.AddHs(mol), count, 0, relax)
+    made.SetProp("_Name", identity)
+    return "".join(Chem.MolToMolBlock(made, confId=conformer.GetId()) + "$$$$\n" for conformer in made.GetConformers())
+
+
+def peer() -> None:
+    """The peer's command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--conformers", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--relax", action="store_true")
+    options = parser.parse_args()
+    rows = options.input.read_text(encoding="utf-8").splitlines()
+    work = partial(block, count=options.conformers, relax=options.relax)
+    with (
+        ProcessPoolExecutor(options.processes) as pool,
+        options.output.open("w", encoding="utf-8") as file,
+    ):
+        file.writelines(pool.map(work, rows, chunksize=4))
+
+
+# -------------------------------------------------------------------------------------------------------- processes
+
+
+class Finished(NamedTuple):
+    """A command that ran: wall seconds, and bytes at the worst moment of all its processes together.
+
+    Pages that processes share are counted once where the system tells (proportional set size of Linux).
+    """
+
+    seconds: float
+    peak_bytes: int
+    code: int
+    tail: str
+
+
+def tree(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = children.read_text().split()
+        except OSError:
+            continue
+        for child in found:
+            yield from tree(int(child))
+
+
+def used(pid: int) -> int:
+    """Bytes that a process keeps in memory, 0 if it has ended."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def run(command: Sequence[str], threads: int = 1) -> Finished:
+    """Run a command to its end, looking at its memory four times a second."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    with process:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        said = ""
+        while process.poll() is None:
+            peak = max(peak, sum(used(pid) for pid in tree(process.pid)))
+            said = (said + (process.stdout.read() or ""))[-4000:]
+            time.sleep(0.25)
+        seconds = time.perf_counter() - started
+        said = (said + (process.stdout.read() or ""))[-4000:]
+    return Finished(seconds, peak, process.returncode, said)
+
+
+def sample_command(source: Path, out: Path, model: str, conformers: int, *more: str) -> list[str]:
+    """`polydiff sample molecules` as a command of this interpreter."""
+    told = ["--model", model, "--num-conformers", str(conformers), *more]
+    return [sys.executable, "-m", "polydiff.molecules.sample", str(source), "-o", str(out), *told]
+
+
+def statuses(out: Path) -> dict[str, str]:
+    """id -> status, from the table that `polydiff sample molecules` writes beside its SDF."""
+    with out.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row["status"] for row in csv.DictReader(file)}
+
+
+def records(out: Path) -> Iterator[tuple[str, str]]:
+    """(id, mol block) of every conformer of an SDF."""
+    lines: list[str] = []
+    with out.open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("$$$$"):
+                yield lines[0].strip(), "".join(lines)
+                lines = []
+            else:
+                lines.append(line)
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
+
+def today() -> dict[str, str]:
+    """Machine and date, as every part of a result carries them."""
+    return {"machine": machine(), "date": datetime.date.today().isoformat()}
+
+
+def kept(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Results of earlier runs of the same settings, {} otherwise."""
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return whole if all(whole.get(key) == value for key, value in about.items()) else {}
+
+
+def keep(path: Path, about: dict[str, Any], section: str, name: str, entry: dict[str, Any]) -> None:
+    """Put a part into the results at once, beside the parts of earlier runs of the same settings."""
+    whole = kept(path, about) | about
+    whole.setdefault(section, {})[name] = entry | today()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(whole, indent=1) + "\n")
+
+
+def with_error(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
+    """Mean over molecules and its standard error; NaN are left out and the rest counted."""
+    x = np.asarray(values, dtype=np.float64)
+    x = x[~np.isnan(x)]
+    error = float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else None
+    return {"mean": float(x.mean()) if len(x) else None, "standard error": error, "count": len(x)}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """(what it returns, wall seconds)."""
+    before = time.perf_counter()
+    found = work()
+    return found, time.perf_counter() - before
+
+
+if __name__ == "__main__":
+    peer()
