@@ -11,6 +11,7 @@ import html
 import io
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, final
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["Report"]
+
+LOADING = re.compile(
+    r"<[^>]*\s(?:src|srcset|href|xlink:href|action|poster)\s*=\s*(?![\"']?(?:data:|#))[^\s>]*"
+    r"|url\(\s*(?![\"']?(?:data:|#))[^)]*|@import\b|<(?:link|iframe|object|embed|base)\b",
+    re.IGNORECASE,
+)
+"""Attributes and rules that name something outside the page."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #60666d; --line: #d9dde1; --page: #ffffff; --band: #f5f6f8; }
@@ -146,6 +154,22 @@ class Report:
         )
         opened = "<details open><summary>close and open to play it again</summary>"
         self._figure(f'{opened}<div class="unfold">{spans}</div></details>', caption)
+
+    def block(self, markup: str, caption: str) -> None:
+        """Markup that the package has made, as it stands: drawings, views with a script of their own.
+
+        Nothing in it is escaped, so that texts from elsewhere must be when it is made.
+
+        Args:
+            markup: whole elements, with everything inside.
+            caption: stands below.
+
+        Raises:
+            ArgumentError: markup that would load something.
+        """
+        if (found := LOADING.search(markup)) is not None:
+            raise ArgumentError("markup", found.group(), "markup that loads nothing: a report has everything inside")
+        self._figure(markup, caption)
 
     def link(self, target: str, text: str) -> None:
         """A paragraph that leads to another page, by its path from this one.

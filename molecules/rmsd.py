@@ -7,9 +7,9 @@ C = sum_i x_i y_m(i)^T of centred points, sum |R x - y|^2 = sum |x|^2 + sum |y|^
 eigenvalue of a symmetric 4 x 4 matrix made of C; mirror images are never taken for one another. Distances below about
 1e-7 Å are rounding.
 
-Where the maps of all atoms are too many to be written out, the likeliest maps of the heavy atoms (fitted with each group
-of hydrogens at its centre, which no permutation moves) are improved by turns: best permutation of every group given the
-rotation, best rotation given the permutations. That is an upper bound, and `Symmetry.exact` says so.
+Where the maps of all atoms are too many to be written out, the likeliest maps of the heavy atoms (fitted with each
+group of hydrogens at its centre, which no permutation moves) are improved by turns: best permutation of every group
+given the rotation, best rotation given the permutations. That is an upper bound, and `Symmetry.exact` says so.
 
 No function here changes what it is given; coordinates are plain arrays.
 """
