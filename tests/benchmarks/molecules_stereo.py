@@ -11,8 +11,8 @@ status says. Each goes through `polydiff sample molecules`. A conformer is judge
 - by InChI: the library reads the block itself, and its string is compared with that of the molecule asked for.
 
 What a molecule leaves open may come as it likes: its stereoisomers are enumerated and any will do; a molecule with more
-than `ISOMERS` is not judged. The same judges look at ETKDGv3 alone, with MMFF94, and at its mirror images, which must be
-found wrong wherever the molecule is chiral: that the judges see. Molecules with a wrong conformer are listed.
+than `ISOMERS` is not judged. The same judges look at ETKDGv3 alone, with MMFF94, and, so that one knows that they see
+anything, at mirror images of chiral molecules, which must be wrong. Molecules with a wrong conformer are listed.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def asked(smiles: str) -> Asked:
     """What the judges compare with."""
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))  # with hydrogens, for imines are open where hydrogens may lie
     options = StereoEnumerationOptions(onlyUnassigned=True, unique=True, maxIsomers=ISOMERS + 1)
-    isomers = list(EnumerateStereoisomers(mol, options=options))
-    if len(isomers) > ISOMERS:
+    isomers = [mol, *EnumerateStereoisomers(mol, options=options)]  # and itself: judges may leave open what it does
+    if len(isomers) > ISOMERS + 1:
         return Asked(frozenset(), frozenset())
     return Asked(
         frozenset(canonical(isomer) for isomer in isomers) - {""},

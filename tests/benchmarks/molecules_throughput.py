@@ -6,7 +6,8 @@ The molecules are different ones of at most --heavy heavy atoms, by turns from F
 the model knows. Each side is one command in its own processes, timed from its start to its end, imports included:
 `polydiff sample molecules` (as it is by default, with each of --steps network calls, and followed by MMFF94), ETKDGv3,
 and ETKDGv3 followed by MMFF94. Memory is the worst moment of all processes of a command together, shared pages counted
-once. The commands run one after the other; nothing else should. Results are written part by part, and parts that were not asked for keep their entry.
+once. The commands run one after the other; nothing else should. Results are written part by part, and parts that were
+not asked for keep their entry.
 """
 
 from __future__ import annotations
