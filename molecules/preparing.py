@@ -115,7 +115,7 @@ def prepare_one(entry: Entry, options: Options) -> list[Table | Problem]:
     return made
 
 
-def deduplicate(of: Symmetry, positions: Sequence[np.ndarray], apart: float = SAME) -> list[int]:
+def deduplicate(of: Symmetry, positions: Sequence[np.ndarray] | np.ndarray, apart: float = SAME) -> list[int]:
     """Places of conformers (N, 3) that are farther than `apart` Å (over all atoms) from every earlier one."""
     kept: list[int] = []
     for k, x in enumerate(positions):
