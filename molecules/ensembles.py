@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from rdkit import Chem
@@ -22,12 +22,20 @@ from ..core.errors import ArgumentError, PolydiffError
 from .options import LevelName
 from .work import Drafted, Failure, Judged, Order, Rules, Status, draft, judge, order, with_conformers
 
-__all__ = ["Ensemble", "MoleculeError", "Move", "Settings", "ensembles_of"]
+__all__ = ["Ensemble", "MoleculeError", "Move", "Moved", "Settings", "ensembles_of"]
 
-Move: TypeAlias = Callable[
-    [Sequence[Drafted], Sequence[np.ndarray], Sequence[Sequence[int]], int], list[np.ndarray]
-]  # fmt: skip
-"""(molecules, drafts (D, N, 3) of each, numbers of the conformers of each, round) -> positions (K, N, 3) of each."""
+
+class Moved(NamedTuple):
+    """What the network made of molecules."""
+
+    positions: list[np.ndarray]
+    """(K, N, 3) of each, Angstrom"""
+    seconds: list[float]
+    """its share of the time"""
+
+
+Move: TypeAlias = Callable[[Sequence[Drafted], Sequence[np.ndarray], Sequence[Sequence[int]], int], Moved]
+"""(molecules, drafts (D, N, 3) of each, numbers of the conformers of each, round) -> moved."""
 
 
 class MoleculeError(PolydiffError, ValueError):
@@ -74,7 +82,7 @@ class Ensemble:
         rmsd: (n,) to the first, Angstrom, symmetric, without hydrogens on carbon.
         drawn: conformers drawn in all.
         wrong: those of them with another stereochemistry than asked for.
-        seconds: of chemistry; the network's are shared.
+        seconds: of chemistry, and a share of the network's.
     """
 
     status: Status
@@ -138,9 +146,10 @@ def ensembles_of(
         moved = move([found for _, found in ready], [found.positions for _, found in ready], numbers, round_)
         jobs = [
             (found.mol, positions, settings.relax, settings.energies, settings.fixed)
-            for (_, found), positions in zip(ready, moved, strict=True)
+            for (_, found), positions in zip(ready, moved.positions, strict=True)
         ]
-        for (one, _), judged in zip(ready, each(pool, judge, jobs), strict=True):
+        for (one, _), judged, seconds in zip(ready, each(pool, judge, jobs), moved.seconds, strict=True):
+            one.seconds += seconds
             take(one, judged)
     whole = [one for one in growing if one.positions and one.failure is None]
     jobs = [

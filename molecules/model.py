@@ -25,7 +25,6 @@ from ..core.methods import PARAMETRISATIONS, SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
 from ..core.noise import Noise
 from ..core.schedules import Schedule
-from .dual import DualConfig
 from .kernel import Harmonic
 from .network import EquivariantConfig
 from .options import LevelName, StartName
@@ -59,7 +58,7 @@ class Level:
 class ConformerConfig:
     """All that is needed to build the model, as `config.json` holds it."""
 
-    network: EquivariantConfig | DualConfig = field(default_factory=lambda: EquivariantConfig(scale=0.25))
+    network: EquivariantConfig = field(default_factory=lambda: EquivariantConfig(scale=0.25))
     """Sizes of the network."""
     schedule: ScheduleName = "rectified-flow"
     """Of training; sampling may use another."""

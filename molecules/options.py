@@ -103,12 +103,13 @@ class Train:
 class Sample:
     """Conformers of molecules: SMILES in, SDF out.
 
-    Every row of the input gets a status in a table beside the SDF (OUT.csv); a bad row never stops the others. Kill it
-    at any time: the same command with --resume goes on, and the files come out as if nothing had happened.
+    Every row of the input gets a status in a table beside the SDF (OUT.report.csv); a bad row never stops the others.
+    Kill it at any time: the same command with --resume goes on, and the files come out as if nothing had happened.
     """
 
     input: tyro.conf.Positional[Path | None] = None
-    """A file of SMILES, one a line with an optional id behind it; or .csv with a column smiles and maybe one id."""
+    """A file of SMILES, one a line with an optional id behind it; or .csv with a column smiles and maybe one id; .gz
+    too. Of equal ids the second becomes ID-2."""
     smiles: tuple[str, ...] = ()
     """SMILES instead of a file."""
     model: str = "qm9"
@@ -145,6 +146,8 @@ class Sample:
     """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
     """Processes for the chemistry: drafts, force fields, stereochemistry. The network runs in one beside them."""
+    progress: bool = True
+    """Show a progress bar."""
     seed: Seed = 0
     """Conformer k of a molecule depends on this seed, the molecule and k alone."""
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/conformers.sdf")

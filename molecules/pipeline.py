@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Self
@@ -33,7 +34,7 @@ from ..core.likelihood import Probes, exact, log_likelihood
 from ..core.pipeline import Pipeline
 from ..core.randomness import mix, seeded
 from ..core.sampling import Step, last
-from .ensembles import Ensemble, MoleculeError, Settings, ensembles_of
+from .ensembles import Ensemble, MoleculeError, Moved, Settings, ensembles_of
 from .graphs import Arrays, assemble, structure
 from .model import LEVELS, ConformerConfig, build, kernel_of, number_of
 from .options import LevelName
@@ -158,7 +159,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
 
         def move(
             drafted: Sequence[Drafted], starts: Sequence[np.ndarray], numbers: Sequence[Sequence[int]], round_: int
-        ) -> list[np.ndarray]:
+        ) -> Moved:
             options = {"steps": steps, "sampler": sampler, "grid": grid, "pairs": pairs, "precision": precision}
             return self.move(drafted, starts, numbers, round_, seed=seed, **options)
 
@@ -223,17 +224,17 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             walk = {"jump": jump, "resamples": resamples}
             return repaint(denoise, kernel, x, times, known=target, mask=rows, generator=generators, **walk)
 
-        def move(drafted: Any, starts: Any, numbers: Any, round_: int) -> list[np.ndarray]:
+        def move(drafted: Any, starts: Any, numbers: Any, round_: int) -> Moved:
             (one,), (these,), (begin,) = drafted, numbers, starts
             if self.config.start == "draft":
                 number = mix(seed, key_of(one.smiles), round_, 1) & 0x7FFFFFFF
                 begin = drafts_on(one.mol, known, len(these), number, timeout)
                 if not len(begin):
                     raise MoleculeError("no-embedding", "distance geometry found no conformer around the core")
-            (moved,) = self.move(drafted, [begin], numbers, round_, seed=seed, pairs=pairs, run=run)
+            (moved,), seconds = self.move(drafted, [begin], numbers, round_, seed=seed, pairs=pairs, run=run)
             moved = moved + (place[atoms] - moved[:, atoms]).mean(1, keepdims=True) + centre
             moved[:, atoms] = place[atoms] + centre
-            return [moved]
+            return Moved([moved], seconds)
 
         (found,) = ensembles_of([molecule], settings, rules, move)
         if found.mol is None:
@@ -313,7 +314,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         nats = found.nats.double() - kernel.dims(y).double() * float(np.log(self.config.scale))
         return nats.cpu().numpy()
 
-    # --------------------------------------------------------------------------------------------- what these are made of
+    # ------------------------------------------------------------------------------------------- what these are made of
 
     def levels(self, level: LevelName | None = None) -> tuple[tuple[LevelName, frozenset[str]], ...]:
         """The levels that will do, best first, each with its elements."""
@@ -386,8 +387,8 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         precision: torch.dtype = torch.float32,
         run: Callable[..., Iterator[Step[Tensor]]] | None = None,
         **options: Any,
-    ) -> list[np.ndarray]:
-        """The network's part: positions (K, N, 3) in Angstrom of conformers of molecules, batched by size.
+    ) -> Moved:
+        """The network's part: positions of conformers of molecules, batched by size.
 
         Args:
             drafted: the molecules.
@@ -402,12 +403,14 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         jobs = [(m, place) for m, these in enumerate(numbers) for place in range(len(these))]
         sizes = [len(drafted[m].graph.atom) for m, _ in jobs]
         found = [np.zeros((len(these), len(one.graph.atom), 3)) for one, these in zip(drafted, numbers, strict=True)]
+        seconds = [0.0] * len(drafted)
         single = [i for i, size in enumerate(sizes) if size > 1]  # an atom alone has nowhere to go
         for part in chunks(single, [size * (size - 1) for size in sizes], pairs):
             mine = [jobs[i] for i in part]
             begin = [starts[m][place % len(starts[m])] for m, place in mine]
             generators = [seeded(seed, key_of(drafted[m].smiles), round_, numbers[m][place]) for m, place in mine]
             with self._network, self.autocast(precision):
+                began = time.perf_counter()
                 graphs, levels = [drafted[m].graph for m, _ in mine], [drafted[m].level for m, _ in mine]
                 denoise, kernel, drafts = self.given(graphs, begin, levels)
                 x = kernel.prior(torch.zeros_like(drafts)).sample(generators)
@@ -416,10 +419,12 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
                 else:
                     x = last(run(denoise, kernel, x, drafts, generators))
                 placed = (drafts.double() + self.config.scale * x.double()).cpu().numpy()
+                share = (time.perf_counter() - began) / len(mine)
             ends = np.cumsum([len(drafted[m].graph.atom) for m, _ in mine])
             for (m, place), one in zip(mine, np.split(placed, ends[:-1]), strict=True):
                 found[m][place] = one
-        return found
+                seconds[m] += share
+        return Moved(found, seconds)
 
     def autocast(self, precision: torch.dtype) -> contextlib.AbstractContextManager[Any]:
         """The network's precision."""

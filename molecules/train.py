@@ -21,11 +21,9 @@ from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from .data import Conformers, load
-from .dual import DualConfig
 from .kernel import Aligned
 from .model import DEFAULT_SCALE, LEVELS, NOISES, ConformerConfig, Level
 from .network import EquivariantConfig
-from .objectives import ChainRule
 from .options import LevelName, Network, ObjectiveName, Train
 from .pipeline import ConformerPipeline
 from .splits import Split
@@ -131,7 +129,6 @@ def aligned(pipeline: ConformerPipeline, options: Train) -> nn.Module:
 OBJECTIVES: Mapping[ObjectiveName, Callable[[ConformerPipeline, Train], nn.Module]] = {
     "denoising": lambda pipeline, options: Denoising(pipeline.model, pipeline.kernel, WEIGHTS[options.weighting]),
     "aligned": aligned,
-    "chain-rule": lambda pipeline, options: ChainRule(pipeline.model, pipeline.kernel),
 }
 
 
@@ -157,10 +154,8 @@ def level_named(name: str) -> LevelName:
     return next(level for level in LEVELS if level == name)
 
 
-def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig | DualConfig:
+def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig:
     """The sizes that a command line asks for, for so many levels and displacements in units of `scale` Angstrom."""
-    if network.kind == "dual":
-        return DualConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
     return EquivariantConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
 
 

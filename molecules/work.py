@@ -339,7 +339,7 @@ def best_rmsd(mol: Chem.Mol, i: int, j: int) -> float:
 
 
 def chunks(items: Sequence[int], cost: Sequence[int], bound: int) -> list[list[int]]:
-    """Places of items in parts of similar cost, smallest first, whose costs sum to at most `bound` (or are one item)."""
+    """Places of items in parts of similar cost, smallest first, whose costs sum to `bound` at most (or one item)."""
     parts: list[list[int]] = []
     filled = 0
     for i in sorted(items, key=lambda i: (cost[i], i)):
