@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -30,10 +31,13 @@ from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from polydiff.core.files import write_atomically
 from polydiff.core.machine import machine
+from polydiff.molecules.sdf import Parts, report_path
 
 __all__ = [
     "Finished",
+    "cleared",
     "drawn_by_rdkit",
+    "elapsed",
     "given_smiles",
     "keep",
     "kept",
@@ -216,15 +220,23 @@ def run(command: Sequence[str], threads: int = 1) -> Finished:
     return Finished(seconds, peak, process.returncode, said)
 
 
+def cleared(out: Path) -> Path:
+    """A path for an SDF without what an earlier run left there."""
+    for path in (out, report_path(out)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(Parts(out).folder, ignore_errors=True)
+    return out
+
+
 def sample_command(source: Path, out: Path, model: str, conformers: int, *more: str) -> list[str]:
     """`polydiff sample molecules` as a command of this interpreter."""
-    told = ["--model", model, "--num-conformers", str(conformers), *more]
+    told = ["--model", model, "--num-conformers", str(conformers), "--no-progress", *more]
     return [sys.executable, "-m", "polydiff.molecules.sample", str(source), "-o", str(out), *told]
 
 
 def statuses(out: Path) -> dict[str, str]:
     """id -> status, from the table that `polydiff sample molecules` writes beside its SDF."""
-    with out.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+    with report_path(out).open(encoding="utf-8", newline="") as file:
         return {row["id"]: row["status"] for row in csv.DictReader(file)}
 
 
@@ -270,7 +282,7 @@ def with_error(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
     return {"mean": float(x.mean()) if len(x) else None, "standard error": error, "count": len(x)}
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def elapsed(work: Callable[[], Any]) -> tuple[Any, float]:
     """(what it returns, wall seconds)."""
     before = time.perf_counter()
     found = work()

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from rdkit import Chem, RDLogger, rdBase
 from rdkit.Chem.EnumerateStereoisomers import EnumerateStereoisomers, StereoEnumerationOptions
 
-from ._molecules import drawn_by_rdkit, given_smiles, keep, records, run, sample_command, statuses
+from ._molecules import cleared, drawn_by_rdkit, given_smiles, keep, records, run, sample_command, statuses
 
 RESULT = Path(__file__).parent / "results" / "molecules_stereo.json"
 SEED = 0
@@ -196,9 +196,8 @@ def kinds(molecules: dict[str, str]) -> dict[str, int]:
 
 def ours(options: argparse.Namespace, molecules: dict[str, str], wanted: dict[str, Asked]) -> dict[str, Any]:
     """What `polydiff sample molecules` returns."""
-    source, out = options.root / "input.smi", options.root / "polydiff.sdf"
+    source, out = options.root / "input.smi", cleared(options.root / "polydiff.sdf")
     source.write_text("".join(f"{smiles}\t{identity}\n" for identity, smiles in molecules.items()), encoding="utf-8")
-    out.unlink(missing_ok=True)
     told = ["--processes", str(options.processes), "--seed", str(SEED)]
     done = run(sample_command(source, out, options.model, options.conformers, *told))
     if done.code:

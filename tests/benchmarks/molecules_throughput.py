@@ -20,7 +20,7 @@ from typing import Any
 
 from polydiff.molecules.pipeline import ConformerPipeline
 
-from ._molecules import keep, records, run, sample_command, small_molecules, statuses
+from ._molecules import cleared, keep, records, run, sample_command, small_molecules, statuses
 
 RESULT = Path(__file__).parent / "results" / "molecules_throughput.json"
 SEED = 0
@@ -28,8 +28,7 @@ SEED = 0
 
 def ours(options: argparse.Namespace, source: Path, name: str, more: list[str]) -> dict[str, Any]:
     """Our command."""
-    out = options.root / f"{name.replace(' ', '-')}.sdf"
-    out.unlink(missing_ok=True)
+    out = cleared(options.root / f"{name.replace(' ', '-')}.sdf")
     told = ["--processes", str(options.processes), "--seed", str(SEED), *more]
     done = run(sample_command(source, out, options.model, options.conformers, *told), options.threads)
     if done.code:
