@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -166,12 +167,13 @@ def peer() -> None:
 
 
 class Finished(NamedTuple):
-    """A command that ran: wall seconds, and bytes at the worst moment of all its processes together.
+    """A command that ran: wall seconds, processors' seconds, bytes at the worst moment of all its processes.
 
     Pages that processes share are counted once where the system tells (proportional set size of Linux).
     """
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     code: int
     tail: str
@@ -203,7 +205,7 @@ def used(pid: int) -> int:
 def run(command: Sequence[str], threads: int = 1) -> Finished:
     """Run a command to its end, looking at its memory four times a second."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    started, peak = time.perf_counter(), 0
+    before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
@@ -217,7 +219,9 @@ def run(command: Sequence[str], threads: int = 1) -> Finished:
             time.sleep(0.25)
         seconds = time.perf_counter() - started
         said = (said + (process.stdout.read() or ""))[-4000:]
-    return Finished(seconds, peak, process.returncode, said)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that have ended, and theirs
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Finished(seconds, cpu, peak, process.returncode, said)
 
 
 def cleared(out: Path) -> Path:

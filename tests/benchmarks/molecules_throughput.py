@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import collections
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from polydiff.molecules.pipeline import ConformerPipeline
 
-from ._molecules import cleared, keep, records, run, sample_command, small_molecules, statuses
+from ._molecules import Finished, cleared, keep, records, run, sample_command, small_molecules, statuses
 
 RESULT = Path(__file__).parent / "results" / "molecules_throughput.json"
 SEED = 0
@@ -34,7 +35,7 @@ def ours(options: argparse.Namespace, source: Path, name: str, more: list[str]) 
     if done.code:
         raise RuntimeError(f"{name} ended with {done.code}:\n{done.tail}")
     share = collections.Counter(statuses(out).values())
-    return figures(out, done.seconds, done.peak_bytes, share)
+    return figures(out, done, share)
 
 
 def theirs(options: argparse.Namespace, source: Path, name: str, more: list[str]) -> dict[str, Any]:
@@ -47,17 +48,18 @@ def theirs(options: argparse.Namespace, source: Path, name: str, more: list[str]
         raise RuntimeError(f"{name} ended with {done.code}:\n{done.tail}")
     found = {identity for identity, _ in records(out)}
     rows = len(source.read_text(encoding="utf-8").splitlines())
-    return figures(out, done.seconds, done.peak_bytes, {"ok": len(found), "no-embedding": rows - len(found)})
+    return figures(out, done, {"ok": len(found), "no-embedding": rows - len(found)})
 
 
-def figures(out: Path, seconds: float, peak: int, share: dict[str, int]) -> dict[str, Any]:
+def figures(out: Path, done: Finished, share: Mapping[str, int]) -> dict[str, Any]:
     """What is told of a command."""
     conformers = sum(1 for _ in records(out))
     return {
-        "seconds": seconds,
+        "seconds": done.seconds,
+        "cpu seconds": done.cpu_seconds,
         "conformers": conformers,
-        "seconds per conformer": seconds / max(1, conformers),
-        "peak bytes": peak,
+        "seconds per conformer": done.seconds / max(1, conformers),
+        "peak bytes": done.peak_bytes,
         "statuses": dict(share),
     }
 
