@@ -19,6 +19,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -206,22 +207,17 @@ def run(command: Sequence[str], threads: int = 1) -> Finished:
     """Run a command to its end, looking at its memory four times a second."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     before, started, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    with process:
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        said = ""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
         while process.poll() is None:
             peak = max(peak, sum(used(pid) for pid in tree(process.pid)))
-            said = (said + (process.stdout.read() or ""))[-4000:]
             time.sleep(0.25)
         seconds = time.perf_counter() - started
-        said = (said + (process.stdout.read() or ""))[-4000:]
+        said.seek(0)
+        tail = said.read()[-4000:]
     after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of children that have ended, and theirs
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Finished(seconds, cpu, peak, process.returncode, said)
+    return Finished(seconds, cpu, peak, process.returncode, tail)
 
 
 def cleared(out: Path) -> Path:

@@ -40,7 +40,6 @@ import torch
 from rdkit import Chem
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.data import Batch
 
 from polydiff.core.randomness import Randomness, randint, randn
 from polydiff.molecules.graphs import ELEMENTS
@@ -65,7 +64,7 @@ class Edges(NamedTuple):
     towards: Tensor
 
 
-def edge_types(graph: Batch) -> Tensor:
+def edge_types(graph: Any) -> Tensor:
     """GeoDiff's number of every ordered pair of a molecule: 0 none, 1-21 bonds, 23 two hops, 24 three hops, (E,)."""
     bond, hops = graph.edge[:, 0], graph.edge[:, 1]
     types = torch.tensor(BOND_CODES, device=bond.device)[bond]
@@ -74,7 +73,26 @@ def edge_types(graph: Batch) -> Tensor:
     return types
 
 
-def atomic_numbers(graph: Batch) -> Tensor:
+class Part(NamedTuple):
+    """Some of the molecules of a batch, as far as the sampler looks at them."""
+
+    atom: Tensor
+    edge: Tensor
+    edge_index: Tensor
+    batch: Tensor
+    num_graphs: int
+
+
+def chosen(graph: Any, which: Tensor) -> Part:
+    """The molecules of a batch that `which` (B,) names, in order."""
+    rows = which[graph.batch]
+    edges = rows[graph.edge_index[0]]
+    place, number = rows.cumsum(0) - 1, which.cumsum(0) - 1
+    index = place[graph.edge_index[:, edges]]
+    return Part(graph.atom[rows], graph.edge[edges], index, number[graph.batch[rows]], int(which.sum()))
+
+
+def atomic_numbers(graph: Any) -> Tensor:
     """Z of every atom, (rows,)."""
     numbers = [Chem.GetPeriodicTable().GetAtomicNumber(symbol) for symbol in ELEMENTS]
     return torch.tensor(numbers, device=graph.atom.device)[graph.atom[:, 0]]
@@ -163,7 +181,7 @@ class GeoDiff(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------ network
 
-    def edges(self, graph: Batch, x: Tensor, types: Tensor, local: bool) -> Edges:
+    def edges(self, graph: Any, x: Tensor, types: Tensor, local: bool) -> Edges:
         """All edges at x (rows, 3), or the local ones alone."""
         i, j = graph.edge_index
         if local:
@@ -217,7 +235,7 @@ class GeoDiff(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        graph: Batch,
+        graph: Any,
         generator: torch.Generator | None = None,
         *,
         w_global: float = 0.3,
@@ -228,7 +246,7 @@ class GeoDiff(nn.Module):
         """Positions (rows, 3) in Angstrom and which molecules (B,) came out finite, the retry included.
 
         Args:
-            graph: molecules, one conformer each.
+            graph: a batch as `molecules.graphs` makes it, one conformer of each.
             w_global: weight of the global branch.
             steps: fewer than T take the noisiest alone (for timing; as the original's `n_steps`).
             skip: leave the global branch out where it would be discarded.
@@ -240,7 +258,7 @@ class GeoDiff(nn.Module):
         bad = x.new_zeros(B, dtype=torch.bool)
         bad[graph.batch[~x.isfinite().all(-1)]] = True
         if bad.any():
-            again = Batch.from_data_list([graph[int(k)] for k in bad.nonzero()])
+            again = chosen(graph, bad)
             z = torch.randn(len(again.atom), 3, generator=generator)
             x[bad[graph.batch]] = self._langevin(again, z, generator, w_global, steps, skip, RETRY_CLIP)
             finite = x.new_ones(B, dtype=torch.bool)
@@ -250,7 +268,7 @@ class GeoDiff(nn.Module):
 
     def _langevin(
         self,
-        graph: Batch,
+        graph: Any,
         z: Tensor,
         generator: torch.Generator | None,
         w_global: float,
@@ -265,18 +283,20 @@ class GeoDiff(nn.Module):
         for k in range(T - 1, T - 1 - steps, -1):
             sigma = self.sigma[k]
             far = bool(sigma < GLOBAL_BELOW)
+            pull = torch.zeros_like(x)
             if far or not skip:
                 edges = self.edges(graph, x, types, local=False)
                 outer, near, inner = self.look(atoms, edges)
+                if far:
+                    outer = torch.where(edges.type > 0, 0.0, outer)
+                    pull = w_global * clipped(self.moved(edges, outer, rows), CLIP)
             else:
                 inner = self.edges(graph, x, types, local=True)
                 near = self.near(atoms, inner, self.edge_encoder(inner))
             score = self.moved(inner, near, rows)
             if clip_local is not None:
                 score = clipped(score, clip_local)
-            if far:
-                outer = torch.where(edges.type > 0, 0.0, outer)
-                score = score + w_global * clipped(self.moved(edges, outer, rows), CLIP)
+            score = score + pull
             step = STEP * (sigma / 0.01) ** 2
             x = x + step * score / sigma + torch.randn(rows, 3, generator=generator) * (2 * step).sqrt()
             x = x - (x.new_zeros(B, 3).index_add(0, index, x) / count)[index]

@@ -24,6 +24,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Bench:
         """How many steps fit into the budget; told once, and kept."""
         path = self.options.root / f"{name}.steps.json"
         if not path.exists():
-            trial = TrainingOptions(**(vars(options) | {"steps": TRIAL, "log_every": 1, "checkpoint_every": 0}))
+            trial = replace(options, steps=TRIAL, log_every=1, checkpoint_every=0)
             folder = self.options.root / f"{name}.trial"
             history = train(objective(), data, trial, folder=folder, resume=folder.exists()).history
             first, last = history[TRIAL // 3], history[-1]
@@ -130,7 +131,7 @@ class Bench:
 
         steps = self.steps("geodiff", objective, data, options)
         folder = self.options.root / "geodiff"
-        options = TrainingOptions(**(vars(options) | {"steps": steps}))
+        options = replace(options, steps=steps)
         found = train(objective(), data, options, folder=folder, resume=folder.exists())
         self.trained("geodiff", objective(), data, options, found.history)
         return found.objective.eval()  # pyright: ignore[reportReturnType]
@@ -172,8 +173,8 @@ class Bench:
             torch.manual_seed(SEED)
             return training.objective_of(ConformerPipeline(config, ConformerPipeline.build(config)), told)
 
-        loop = TrainingOptions(**(vars(loop) | {"steps": self.steps(name, fresh, data, loop)}))
-        told = Train(**(vars(told) | {"training": loop}))
+        loop = replace(loop, steps=self.steps(name, fresh, data, loop))
+        told = replace(told, training=loop)
         pipeline, found = training.train(data, told)
         self.trained(name, pipeline.model, data, loop, found.history)
         return pipeline

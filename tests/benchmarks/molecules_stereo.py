@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdkit import Chem, RDLogger, rdBase
+from rdkit import Chem, rdBase
 from rdkit.Chem.EnumerateStereoisomers import EnumerateStereoisomers, StereoEnumerationOptions
 
 from ._molecules import cleared, drawn_by_rdkit, given_smiles, keep, records, run, sample_command, statuses
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     options.root.mkdir(parents=True, exist_ok=True)
-    RDLogger.DisableLog("rdApp.*")  # InChI and the readers warn of every odd structure
+    rdBase.DisableLog("rdApp.*")  # InChI and the readers warn of every odd structure
 
     molecules = chosen(options.data_root, options.count)
     with rdBase.BlockLogs():
