@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,7 @@ class Bench:
     def steps(self, name: str, objective: Callable[[], nn.Module], data: Any, options: TrainingOptions) -> int:
         """How many steps fit into the budget; told once, and kept."""
         path = self.options.root / f"{name}.steps.json"
+        asked = {"minutes": self.options.minutes, "training molecules": self.options.training}
         if not path.exists():
             trial = replace(options, steps=TRIAL, log_every=1, checkpoint_every=0)
             folder = self.options.root / f"{name}.trial"
@@ -104,8 +106,11 @@ class Bench:
             first, last = history[TRIAL // 3], history[-1]
             seconds = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
             steps = max(1, round(60 * self.options.minutes / seconds))
-            write_atomically(path, json.dumps({"steps": steps, "seconds of a step": seconds}))
-        return json.loads(path.read_text(encoding="utf-8"))["steps"]
+            write_atomically(path, json.dumps(asked | {"steps": steps, "seconds of a step": seconds}))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if any(found[key] != value for key, value in asked.items()):
+            raise SystemExit(f"{path} was made with other options: take another --root")
+        return found["steps"]
 
     def geodiff(self) -> GeoDiff:
         """The peer after its budget."""
@@ -273,8 +278,9 @@ def drawn(
         filled += number
     each: list[Drawn] = [Drawn(None, "not drawn")] * len(references)
     seconds = 0.0
+    key = zlib.crc32(repr([(references[k].name, number) for k, number in wanted]).encode())
     for part, batch in enumerate(batches):
-        path = bench.options.root / f"geodiff-{split}-{w_global:g}-{steps}-{part}.npz"
+        path = bench.options.root / f"geodiff-{split}-{key:08x}-{w_global:g}-{steps}-{part}.npz"
         if not path.exists():
             graphs = [arrays(references[k].mol) for k, number in batch for _ in range(number)]
             (x, finite), took = elapsed(

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 from rdkit import Chem, rdBase
 from rdkit.Chem.EnumerateStereoisomers import EnumerateStereoisomers, StereoEnumerationOptions
 
-from ._molecules import cleared, drawn_by_rdkit, given_smiles, keep, records, run, sample_command, statuses
+from ._molecules import cleared, given_smiles, keep, records, run, sample_command, statuses
+from ._molecules_rdkit import drawn_by_rdkit
 
 RESULT = Path(__file__).parent / "results" / "molecules_stereo.json"
 SEED = 0

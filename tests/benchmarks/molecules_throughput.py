@@ -41,7 +41,7 @@ def ours(options: argparse.Namespace, source: Path, name: str, more: list[str]) 
 def theirs(options: argparse.Namespace, source: Path, name: str, more: list[str]) -> dict[str, Any]:
     """RDKit's."""
     out = options.root / f"{name.replace(' ', '-')}.sdf"
-    command = [sys.executable, "-m", "tests.benchmarks._molecules", str(source), str(out), *more]
+    command = [sys.executable, "-m", "tests.benchmarks._molecules_rdkit", str(source), str(out), *more]
     command += ["--conformers", str(options.conformers), "--processes", str(options.processes)]
     done = run(command, options.threads)
     if done.code:
