@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-READMES = [ROOT / "README.md"] + [ROOT / folder / "README.md" for folder in ("core", "vision", "text")]
+READMES = [ROOT / "README.md"] + [ROOT / folder / "README.md" for folder in ("core", "vision", "text", "molecules")]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -236,6 +236,139 @@ def text_memory(found: dict[str, Any]) -> str:
     return markdown(["peak memory in tensors of logits (time)", *kernels], rows) + note + source("text_memory", found)
 
 
+def within(found: dict[str, Any] | None, digits: int = 3, unit: float = 1.0) -> str:
+    """Mean ± standard error; a dash where there is none."""
+    if not found or found["mean"] is None:
+        return "–"
+    error = found["standard error"]
+    return f"{unit * found['mean']:.{digits}f}" + ("" if error is None else f" ± {unit * error:.{digits}f}")
+
+
+def calls(method: str) -> tuple[str, int]:
+    """A method's name in order: its own, and its network calls."""
+    name, _, number = method.partition(", ")
+    return name, int(number.split()[0]) if number.endswith("calls") else 0
+
+
+def molecules_mini(found: dict[str, Any]) -> str:
+    """Coverage and matching on mini-QM9."""
+    rows = []
+    for method, one in sorted(found["methods"].items(), key=lambda item: calls(item[0])):
+        coverage, seconds = one["coverage"], one["seconds per conformer"]
+        each = "–" if seconds is None else f"{seconds:.3g}"
+        if "seconds per conformer as published" in one:
+            each += f" (as published {one['seconds per conformer as published']:.3g})"
+        figures = (within(coverage["COV-R"], 1, 100), within(coverage["MAT-R"]))
+        figures += (within(coverage["COV-P"], 1, 100), within(coverage["MAT-P"]))
+        rows.append([method, *figures, str(coverage["failed"]), each])
+    head = ["mini-QM9, P1, 0.5 Å", "COV-R, %", "MAT-R, Å", "COV-P, %", "MAT-P, Å", "failed", "seconds per conformer"]
+    trained = "; ".join(
+        f"{name} {one['steps']:,} steps of {one['batch']} in {one['seconds'] / 60:.1f} minutes, "
+        f"{one['parameters'] / 1e6:.2f} million parameters"
+        for name, one in found["training"].items()
+    )
+    weight = next((one["w_global"] for one in found["methods"].values() if "w_global" in one), None)
+    note = (
+        f"\n{found['molecules']} test molecules, {found['references']} reference conformers, twice as many drawn; one "
+        f"thread; ± one standard error over molecules. ETKDGv3 + MMFF94 made the references: it is the ceiling.\n"
+        f"Trained: {trained}."
+        + ("" if weight is None else f" The peer's weight of its global branch: {weight:g}.")
+        + "\n"
+    )
+    return markdown(head, rows) + note + source("molecules_mini", found)
+
+
+def molecules_sweep(found: dict[str, Any]) -> str:
+    """Coverage on mini-QM9 by threshold."""
+    methods = sorted(found["methods"].items(), key=lambda item: calls(item[0]))
+    deltas = [point["delta"] for point in methods[0][1]["sweep"] if point["delta"] <= 0.5]
+    rows = [
+        [
+            method,
+            *(
+                f"{100 * point['COV-R']:.0f} / {100 * point['COV-P']:.0f}"
+                for point in one["sweep"]
+                if point["delta"] in deltas
+            ),
+        ]
+        for method, one in methods
+    ]
+    head = ["COV-R / COV-P, %, by threshold in Å", *(f"{delta:g}" for delta in deltas)]
+    return markdown(head, rows) + source("molecules_mini", found)
+
+
+MOLECULE_FIGURES = {
+    "heavy-atom RMSD, best, Å": ("heavy atoms, best", 3),
+    "heavy-atom RMSD, mean, Å": ("heavy atoms, mean", 3),
+    "all-atom RMSD, best, Å": ("all atoms, best", 3),
+    "all-atom RMSD, mean, Å": ("all atoms, mean", 3),
+    "error of bond lengths, Å": ("bond lengths, Å", 4),
+    "error of bond angles, °": ("bond angles, °", 2),
+}
+
+
+def molecules_qm9(found: dict[str, Any]) -> str:
+    """Distances to the B3LYP minimum, and their paired differences to RDKit's."""
+    rows = []
+    for method, one in sorted(found["methods"].items(), key=lambda item: calls(item[0])):
+        figures = (within(one["figures"].get(name), digits) for name, (_, digits) in MOLECULE_FIGURES.items())
+        seconds = one["seconds per conformer"]
+        rows.append([method, *figures, "–" if seconds is None else f"{1e3 * seconds:.0f}"])
+    head = ["to the B3LYP minimum, RMSD in Å", *(name for name, _ in MOLECULE_FIGURES.values()), "ms per conformer"]
+    text = markdown(head, rows) + "\n"
+    rows = [
+        [f"{method} less {base}"]
+        + [within(figures.get(name), digits) for name, (_, digits) in MOLECULE_FIGURES.items()]
+        for method, bases in sorted(found["differences"].items(), key=lambda item: calls(item[0]))
+        for base, figures in bases.items()
+        if isinstance(figures, dict)
+    ]
+    head = ["paired difference", *(name for name, _ in MOLECULE_FIGURES.values())]
+    note = (
+        f"\n{found['molecules']} QM9 molecules of ring systems that were not in training, best and mean of "
+        f"{found['conformers']} conformers; one thread; ± one standard error over molecules.\n"
+    )
+    return text + markdown(head, rows) + note + source("molecules_qm9", found)
+
+
+def molecules_throughput(found: dict[str, Any]) -> str:
+    """From SMILES to SDF."""
+    rows = []
+    for name, one in found["runs"].items():
+        share = ", ".join(f"{count / found['molecules']:.1%} {status}" for status, count in one["statuses"].items())
+        each = f"{1e3 * one['seconds per conformer']:.0f}"
+        rows.append(
+            [
+                name,
+                f"{one['seconds'] / 60:.1f}",
+                f"{one['cpu seconds'] / 60:.1f}",
+                f"{one['peak bytes'] / 2**30:.2f}",
+                each,
+                share,
+            ]
+        )
+    head = ["SMILES to SDF", "minutes", "of processors", "peak memory, GiB", "ms per conformer", "rows"]
+    origin = ", ".join(f"{count} of {name}" for name, count in found["sources"].items())
+    note = (
+        f"\n{found['molecules']:,} molecules ({origin}) x {found['conformers']} conformers, {found['processes']} "
+        f"processes for the chemistry, {found['threads of a process']} thread(s) each.\n"
+    )
+    return markdown(head, rows) + note + source("molecules_throughput", found)
+
+
+def molecules_stereo(found: dict[str, Any]) -> str:
+    """Stereochemistry by independent judges."""
+    rows = []
+    for name, one in found["sides"].items():
+        judged = [f"{one[judge]['right']:,} of {one[judge]['judged']:,}" for judge in ("RDKit", "InChI")]
+        share = ", ".join(f"{count} {status}" for status, count in one.get("statuses", {}).items()) or "–"
+        rows.append([name, f"{one['molecules']:,}", f"{one['conformers']:,}", *judged, share])
+    head = ["side", "molecules drawn", "conformers", "right by RDKit", "right by InChI", "rows"]
+    listed = ", ".join(f"{count} with {kind}" for kind, count in found["kinds"].items())
+    note = f"\n{found['molecules']} molecules: {listed}. What a molecule leaves open may come as it likes.\n"
+    return markdown(head, rows) + note + source("molecules_stereo", found)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_quality": vision_quality,
     "vision_speed": vision_speed,
@@ -249,8 +382,13 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mutants": mutants,
     "text_bits": text_bits,
     "text_memory": text_memory,
+    "molecules_mini": molecules_mini,
+    "molecules_sweep": molecules_sweep,
+    "molecules_qm9": molecules_qm9,
+    "molecules_throughput": molecules_throughput,
+    "molecules_stereo": molecules_stereo,
 }
-FILES = {"vision_bits": "vision_methods"}
+FILES = {"vision_bits": "vision_methods", "molecules_sweep": "molecules_mini"}
 """Tables whose results lie in a file of another name."""
 
 
@@ -273,7 +411,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    stale = [path for path in READMES if filled(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    there = [path for path in READMES if path.exists()]
+    stale = [path for path in there if filled(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
     if check:
         sys.exit("".join(f"{path.relative_to(ROOT)}: its tables are not those of the results\n" for path in stale) or 0)
     for path in stale:
