@@ -172,7 +172,7 @@ def model_of(options: Demo) -> tuple[ConformerPipeline, str, str]:
 def training(options: Demo) -> Train:
     """The tiny model's run."""
     return Train(
-        data="small",
+        data=("small",),
         count=4 if options.quick else 48,
         levels=("MMFF94",),
         drafts=2,

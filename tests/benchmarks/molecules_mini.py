@@ -159,7 +159,7 @@ class Bench:
             progress=False,
         )
         told = Train(
-            data="mini-qm9",
+            data=("mini-qm9",),
             data_root=self.options.data_root,
             count=self.options.training,
             levels=(LEVEL,),
