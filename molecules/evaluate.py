@@ -70,7 +70,7 @@ def main(options: Evaluate) -> None:
 
 
 def with_data(options: Evaluate) -> Evaluate:
-    """The options, completed by the data that the run was trained on, or that the shipped model is named after.
+    """The options, completed by the first set that the run was trained on, or that the shipped model is named after.
 
     Raises:
         ArgumentError: neither tells.
@@ -79,7 +79,8 @@ def with_data(options: Evaluate) -> Evaluate:
         return options
     kept = Path(options.model) / CONFIG_NAME
     if (kept.parent / "model").is_dir() and kept.is_file():
-        return replace(options, data=load_options(kept, "train", "molecules", Train).data)
+        first, *_ = load_options(kept, "train", "molecules", Train).data  # references are of one set and one level
+        return replace(options, data=first)
     if options.model in NAMES:
         return replace(options, data=options.model)
     raise ArgumentError("--data", None, f"the data set that {options.model} was trained on: its folder does not tell")
