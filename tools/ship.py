@@ -83,9 +83,9 @@ def molecules(run: Path, data_root: Path | None) -> Run:
         ConformerPipeline.from_pretrained(run),
         molecules_train.card(data, trained, seconds(run, trained)),
         molecules_evaluate.table,
-        "Refines drafts of ETKDGv3: what these miss, such as a ring conformer that was not drawn, it seldom finds. Trained "
-        "on small molecules (QM9: at most nine heavy atoms of C, N, O); by B3LYP it knows these elements only, and larger "
-        "molecules or others by MMFF94 with less evidence. Geometries are of isolated molecules, not of solutions.",
+        "Refines drafts of ETKDGv3: what these miss, such as a ring conformer that was not drawn, it seldom finds. "
+        "Trained on small molecules (QM9: at most nine heavy atoms of C, N, O); by B3LYP it knows these elements only, "
+        "and larger molecules or others by MMFF94 with less evidence. Geometries are of isolated molecules.",
     )
 
 
@@ -127,7 +127,8 @@ def facts(results: Path, name: str, table: Callable[[Any], Sequence[Mapping[str,
     rows = {}
     for row in table(found):
         (_, figure), (_, model), *others = row.items()
-        rows[figure] = f"{model} ({', '.join(f'{other}: {value or "-"}' for other, value in others)})"
+        beside = ", ".join(f"{other}: {value or '-'}" for other, value in others)
+        rows[figure] = f"{model} ({beside})"
     return {"measured on": f"{', '.join(about)}; {found['date']}, {found['machine']}", **rows}
 
 
