@@ -76,7 +76,7 @@ class Batch(NamedTuple):
         step: the optimizer step it belongs to.
         positions: its positions in the global batch of that step.
         indices: its indices in the data set, (B,).
-        values: name -> (B, ...).
+        values: name -> (B, ...), or whatever the data's own `batch` makes for the B examples.
     """
 
     step: int

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .denoisers import Denoiser, Parametrisation
-from .distillation import Frozen, Teacher, parted
+from .distillation import Frozen, Teacher
 from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .grids import check_times
@@ -37,6 +37,7 @@ from .ode import heun
 from .randomness import Randomness, rand
 from .sampling import Step, columns, prepared
 from .schedules import Schedule
+from .structure import opened
 from .tableau import Row, follow
 
 __all__ = [
@@ -213,8 +214,8 @@ class Consistency(nn.Module):
             batch: "x_0" and the conditions.
             generator: one, or a list with one per example; draws the interval and the noise.
         """
-        x_0, condition = parted(batch)
-        kernel, table = self.kernel, self.table()
+        kernel, x_0, condition = opened(self.kernel, batch)
+        table = self.table()
         self.calls += self.training
         u = rand((kernel.examples(x_0),), generator, dtype=torch.float64)
         i = torch.searchsorted(table.cumulative, u, right=True).clamp(max=len(table.t) - 1)
@@ -222,19 +223,19 @@ class Consistency(nn.Module):
         x_1 = kernel.pair(x_0, generator)
         x_t = kernel.interpolate(x_0, x_1, t)
         with torch.no_grad():
-            x_s = kernel.interpolate(x_0, x_1, s) if self.teacher is None else self.step(x_t, t, s, condition)
+            x_s = kernel.interpolate(x_0, x_1, s) if self.teacher is None else self.step(kernel, x_t, t, s, condition)
             ahead = self.denoiser(x_s, s, kernel, **condition)
             at_end = (i == len(table.t) - 1).to(torch.float64)
             target = kernel.combine((at_end / table.alpha_s[i], x_s), *ahead.times(1 - at_end))
         error = kernel.error(target, self.denoiser(x_t, t, kernel, **condition), t)
         return table.weight[i].to(error) * self.metric(error / kernel.dims(x_0).to(error).clamp_min(1))
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, condition: dict[str, Any]) -> Tensor:
+    def step(self, kernel: Path, x_t: Tensor, t: Tensor, s: Tensor, condition: dict[str, Any]) -> Tensor:
         """The teacher's x_s: the solver's first step on the grid (t, s, 0), per example."""
         teacher = self.teacher
         assert teacher is not None
         times = torch.stack([t, s, torch.zeros_like(s)])
-        return next(self.solver(lambda y, u: teacher(y, u, self.kernel, **condition), self.kernel, x_t, times)).x
+        return next(self.solver(lambda y, u: teacher(y, u, kernel, **condition), kernel, x_t, times)).x
 
 
 def consistency_sampler(

@@ -39,6 +39,7 @@ from .kernel import Path, Time
 from .objectives import Weight
 from .randomness import Randomness, randint
 from .schedules import Schedule, is_fixed
+from .structure import opened
 
 __all__ = ["Distillation", "Frozen", "Teacher", "bound", "halved", "halvings", "target_weights", "truncated_snr"]
 
@@ -150,27 +151,27 @@ class Distillation(nn.Module):
             batch: "x_0" and the conditions, which student and teacher both see.
             generator: one, or a list with one per example; draws the interval and the noise.
         """
-        x_0, condition = parted(batch)
-        kernel, times = self.kernel, self.times
+        kernel, x_0, condition = opened(self.kernel, batch)
+        times = self.times
         count = kernel.examples(x_0)
         i = 2 * randint(len(times) // 2, (count,), generator)
         t = times[i]
         x_t = kernel.interpolate(x_0, kernel.pair(x_0, generator), t)
-        target = self.target(x_t, t, times[i + 1], times[i + 2], **condition)
+        target = self.target(kernel, x_t, t, times[i + 1], times[i + 2], **condition)
         belief = self.denoiser(x_t, t, kernel, **condition)
         error = kernel.error(target, belief, t)
         return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
 
     @torch.no_grad()
-    def target(self, x_t: Tensor, t: Tensor, middle: Tensor, end: Tensor, **condition: Any) -> Tensor:
+    def target(self, kernel: Path, x_t: Tensor, t: Tensor, middle: Tensor, end: Tensor, **condition: Any) -> Tensor:
         """The belief with which one DDIM step from t to `end` is the teacher's two by way of `middle`.
 
         Args:
+            kernel: the objective's, bound to the state.
             x_t: the state.
             t, middle, end: falling times, (B,) float64.
             condition: what the teacher takes besides.
         """
-        kernel = self.kernel
         alpha_t, sigma_t = kernel.schedule(t)
         alpha_s, sigma_s = kernel.schedule(middle)
         ratio = sigma_s / sigma_t
@@ -179,10 +180,3 @@ class Distillation(nn.Module):
         second = self.teacher(x_s, middle, kernel, **condition)
         of_first, of_second = target_weights(kernel.schedule, t, middle, end)
         return kernel.combine(*first.times(of_first), *second.times(of_second))
-
-
-def parted(batch: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """(x_0, conditions) of a batch."""
-    if not isinstance(batch, Mapping) or "x_0" not in batch:
-        raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
-    return batch["x_0"], {name: value for name, value in batch.items() if name != "x_0"}

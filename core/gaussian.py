@@ -81,6 +81,11 @@ class TensorPath(Path[Tensor], ABC):
         super().__init__()
         self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
 
+    def given(self, **structure: Any) -> Self:
+        view = own_view(self)
+        view.noise = self.noise.given(**structure)
+        return view
+
     def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
         return self.noise.combine(*terms)
 
@@ -130,11 +135,6 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
             alpha_t / alpha_s,
             kept.sqrt() * sigma_t,
         )
-
-    def given(self, **structure: Any) -> Self:
-        view = own_view(self)
-        view.noise = self.noise.given(**structure)
-        return view
 
     def pair(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
         return self.noise.draw(x_0, generator)

@@ -23,9 +23,10 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .grids import check_times
 from .kernel import Kernel
-from .objectives import Denoising, Times, Weight, simple
+from .objectives import Denoising, Look, Times, Weight, simple
 from .randomness import Randomness, rand
 from .schedules import Schedule
+from .structure import opened
 
 __all__ = ["Hybrid", "on_grid", "spread_only"]
 
@@ -85,19 +86,19 @@ class Hybrid(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], generator: Randomness = None) -> Tensor:
         """Per-example losses (B,); batch and generator as in `Denoising`."""
-        x_t, t, belief = self.denoising.look(batch, generator)
-        x_0 = batch["x_0"]
-        loss = self.denoising.loss(x_0, t, belief)
-        return loss + self.bound_weight * self.bound(x_t, x_0, belief, t) / self.kernel.dims(x_0).to(loss).clamp_min(1)
+        look = self.denoising.look(opened(self.kernel, batch), generator)
+        loss = self.denoising.loss(look)
+        return loss + self.bound_weight * self.bound(look) / look.kernel.dims(look.x_0).to(loss).clamp_min(1)
 
-    def bound(self, x_t: Any, x_0: Any, belief: Any, t: Tensor) -> Tensor:
-        """n times the bound's term at t, in nats, (B,); t on the grid."""
+    def bound(self, look: Look) -> Tensor:
+        """n times the bound's term at the look's t, in nats, (B,); t on the grid."""
+        kernel, x_0, x_t, t, belief = look
         if self.stop is not None:
             belief = self.stop(belief)
         rising = self.grid.flip(0)
         s = rising[(torch.searchsorted(rising, t) - 1).clamp_min(0)]
         # Both kinds of term are computed for all; where s = 0, a time in between keeps the unused one finite.
         first = s == 0
-        gap = self.kernel.gap(x_t, x_0, belief, torch.where(first, t / 2, s), t)
-        reconstruction = -self.kernel.likelihood(belief, torch.full_like(t, float(rising[1]))).log_prob(x_0)
+        gap = kernel.gap(x_t, x_0, belief, torch.where(first, t / 2, s), t)
+        reconstruction = -kernel.likelihood(belief, torch.full_like(t, float(rising[1]))).log_prob(x_0)
         return (len(rising) - 1) * torch.where(first.to(gap.device), reconstruction, gap)

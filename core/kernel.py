@@ -41,6 +41,10 @@ class Path(nn.Module, ABC, Generic[X]):
     schedule: Schedule
 
     @abstractmethod
+    def given(self, **structure: Any) -> Self:
+        """This path bound to structure (mask, graph index): an independent view, parameters shared."""
+
+    @abstractmethod
     def pair(self, x_0: X, generator: Randomness = None) -> X:
         """x_1 for every x_0."""
 

@@ -19,7 +19,7 @@ loss form one module, whose forward is what DDP wraps.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,11 @@ from .errors import ArgumentError
 from .kernel import Kernel, Path
 from .randomness import Randomness, rand, randn
 from .schedules import Schedule
+from .structure import Opened, opened
 
 __all__ = [
     "Denoising",
+    "Look",
     "edm",
     "flow_velocity",
     "likelihood",
@@ -126,6 +128,23 @@ def log_normal(mean: float = -1.2, deviation: float = 1.2) -> Times:
     return draw
 
 
+class Look(NamedTuple):
+    """One look at a noisy batch.
+
+    Attributes:
+        kernel: bound to the batch.
+        x_0, x_t: the data and their noisy state.
+        t: (B,) float64.
+        belief: the denoiser's, about x_0.
+    """
+
+    kernel: Any
+    x_0: Any
+    x_t: Any
+    t: Tensor
+    belief: Any
+
+
 class Denoising(nn.Module):
     """Train a denoiser on a kernel or a path.
 
@@ -158,25 +177,21 @@ class Denoising(nn.Module):
         """Per-example losses (B,).
 
         Args:
-            batch: "x_0" and the conditions; on a path "x_1" too where the pairs are given (reflow).
+            batch: "x_0" and the conditions, perhaps "structure" (see `structure`); on a path "x_1" too where the pairs
+                are given (reflow).
             generator: one, or a list with one per example; draws t, the noise and what is dropped.
         """
-        _, t, belief = self.look(batch, generator)
-        return self.loss(batch["x_0"], t, belief)
+        return self.loss(self.look(opened(self.kernel, batch), generator))
 
-    def look(
-        self, batch: Mapping[str, Any], generator: Randomness = None, t: Tensor | None = None
-    ) -> tuple[Any, Tensor, Any]:
-        """(x_t, t, belief): one look at a noisy batch; arguments as `forward`, t (B,) from `times` by default."""
-        if not isinstance(batch, Mapping):
-            raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
-        missing = ({"x_0"} | self.drop.keys()) - batch.keys()
+    def look(self, batch: Opened[Any], generator: Randomness = None, t: Tensor | None = None) -> Look:
+        """One look at a noisy batch; generator as in `forward`, t (B,) from `times` by default."""
+        kernel, x_0, condition = batch.kernel, batch.x_0, dict(batch.condition)
+        missing = self.drop.keys() - condition.keys()
         if missing:
-            raise ArgumentError("batch", sorted(batch), f"{sorted(missing)} too")
-        condition = {name: value for name, value in batch.items() if name not in ("x_0", "x_1")}
-        x_0, x_1, kernel = batch["x_0"], batch.get("x_1"), self.kernel
+            raise ArgumentError("batch", sorted(condition), f"{sorted(missing)} too")
+        x_1 = condition.pop("x_1", None)
         if x_1 is not None and not isinstance(kernel, Path):
-            raise ArgumentError("batch", sorted(batch), "x_1 only where the kernel is a path")
+            raise ArgumentError("batch", sorted(condition), "x_1 only where the kernel is a path")
         schedule: Any = kernel.schedule
         count = kernel.examples(x_0)
         t = self.times(schedule, count, generator) if t is None else t
@@ -185,13 +200,13 @@ class Denoising(nn.Module):
             rows = dropped.reshape(-1, *(1,) * (condition[name].ndim - 1))
             condition[name] = torch.where(rows, torch.as_tensor(null).to(condition[name]), condition[name])
         x_t = noisy(kernel, x_0, t, generator, x_1)
-        return x_t, t, self.denoiser(x_t, t, kernel, **condition)
+        return Look(kernel, x_0, x_t, t, self.denoiser(x_t, t, kernel, **condition))
 
-    def loss(self, x_0: Any, t: Tensor, belief: Any) -> Tensor:
-        """The weighted error of a belief per dimension, (B,)."""
-        error = self.kernel.error(x_0, belief, t)
-        schedule: Any = self.kernel.schedule
-        return self.weight(schedule, t).to(error) * error / self.kernel.dims(x_0).to(error).clamp_min(1)
+    def loss(self, look: Look) -> Tensor:
+        """The weighted error of the belief per dimension, (B,)."""
+        kernel, x_0, _, t, belief = look
+        error = kernel.error(x_0, belief, t)
+        return self.weight(kernel.schedule, t).to(error) * error / kernel.dims(x_0).to(error).clamp_min(1)
 
 
 def noisy(kernel: Any, x_0: Any, t: Tensor, generator: Randomness, x_1: Any = None) -> Any:

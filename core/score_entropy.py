@@ -29,6 +29,7 @@ from .kernel import Kernel, interior
 from .objectives import Denoising, plain
 from .randomness import Randomness, rand
 from .schedules import Schedule
+from .structure import opened
 
 __all__ = ["ScoreEntropy", "antithetic", "half_unmasking", "stratified", "unmasking"]
 
@@ -102,13 +103,12 @@ class ScoreEntropy(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], generator: Randomness = None) -> Tensor:
         """Per-example losses (B,) in nats per dimension; batch and generator as in `Denoising`."""
-        if not isinstance(batch, Mapping) or "x_0" not in batch:
-            raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
-        x_0, kernel = batch["x_0"], self.kernel
+        own = opened(self.kernel, batch)
+        kernel, x_0 = own.kernel, own.x_0
         u = self.shares(kernel.examples(x_0), generator)
         # Share 0 is where diffusion ends.
         t, stretch = kernel.pace(((u - self.low) / (1 - self.low)).clamp_min(0), self.low)
-        x_t, t, belief = self.denoising.look(batch, generator, t)
+        _, _, x_t, t, belief = self.denoising.look(own, generator, t)
         rate = kernel.gap_rate(x_t, x_0, belief, t)
         reconstruction = -kernel.likelihood(belief, t).log_prob(x_0) / self.low
         diffusion = (stretch / (1 - self.low)).to(rate) * rate

@@ -95,7 +95,9 @@ def train(
         objective: `objective(batch, generators) -> losses`, (B,) floating: one loss per example of the mapping `batch`,
             noise drawn from `generators`, one per example. Moved to the device and trained in place.
         data: map-style data set of dicts of tensors; with a method `batch(indices) -> dict` whole batches are taken
-            from it, which is much faster for data in memory. With `fingerprint() -> str`, resuming demands the same.
+            from it, which is much faster for data in memory, and what lets batches be ragged: their values may then be
+            of any shape, nested (mappings, tuples, lists), or anything with a method `to(device)`. With
+            `fingerprint() -> str`, resuming demands the same.
         options: see `TrainingOptions`.
         folder: of the run.
         resume: go on from the newest sound checkpoint in `folder`; begin at step 0 where no checkpoint was written yet.
@@ -432,8 +434,13 @@ class _Run:
         )
 
     def _move(self, value: Any) -> Any:
+        """A value on the device: a tensor, mappings, tuples and lists of them, whatever has a method `to`."""
+        if isinstance(value, Mapping):
+            return {name: self._move(part) for name, part in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(self._move(part) for part in value)
         if not isinstance(value, Tensor):
-            return value
+            return value.to(self.accelerator.device) if hasattr(value, "to") else value
         value = value.to(self.accelerator.device, non_blocking=True)
         if self.options.channels_last and value.ndim == 4:
             value = value.contiguous(memory_format=torch.channels_last)

@@ -34,6 +34,7 @@ from .noise import own_view
 from .objectives import Times, low_discrepancy
 from .randomness import Randomness
 from .schedules import Schedule, as_float64, inside_unit, time_of
+from .structure import opened
 
 __all__ = ["VDM", "FourierFeatures", "LearnedSchedule"]
 
@@ -136,46 +137,46 @@ class VDM(nn.Module):
             batch: "x_0" and the conditions.
             generator: one, or a list with one per example; draws t and the noise.
         """
-        prior, diffusion, reconstruction = self.parts(batch, generator)
-        return prior + diffusion + reconstruction
+        first, diffusion, last = self.parts(batch, generator)
+        return first + diffusion + last
 
     def parts(self, batch: Mapping[str, Any], generator: Randomness = None) -> tuple[Tensor, Tensor, Tensor]:
         """(prior, diffusion, reconstruction), each (B,); arguments as `forward`."""
-        if not isinstance(batch, Mapping) or "x_0" not in batch:
-            raise ArgumentError("batch", batch, 'a mapping with "x_0" and the conditions')
-        condition = {name: value for name, value in batch.items() if name != "x_0"}
-        x_0, schedule = batch["x_0"], self.kernel.schedule
+        whole, x_0, condition = opened(self.kernel, batch)
+        schedule = whole.schedule
         assert isinstance(schedule, LearnedSchedule)
-        t = self.times(schedule, self.kernel.examples(x_0), generator)
-        dims = self.kernel.dims(x_0).clamp_min(1)
+        t = self.times(schedule, whole.examples(x_0), generator)
+        dims = whole.dims(x_0).clamp_min(1)
         gain = torch.ones_like(t)
         s, slope = (steered(number, gain) for number in shape_and_slope(schedule, t))
         gamma_0, span = (end.to(t.device) for end in schedule.ends())
         gamma = gamma_0 + span * s
         there = Known(gamma)
-        kernel, denoiser = own_view(self.kernel), own_view(self.denoiser)
+        kernel, denoiser = own_view(whole), own_view(self.denoiser)
         kernel.schedule, denoiser.schedule = there, there
         x_t = kernel.interpolate(x_0, kernel.pair(x_0, generator), t)
         error = kernel.error(x_0, denoiser(x_t, t, kernel, **condition), t)
         weight = (1 - schedule.t_min) * span * slope * torch.exp(-gamma) / 2
         diffusion = weight.to(error) * error
         gain.copy_(2 * diffusion.detach() / dims)
-        return self.prior(x_0), diffusion, self.reconstruction(x_0, generator)
+        return prior(whole, x_0), diffusion, reconstruction(whole, x_0, generator)
 
-    def prior(self, x_0: Tensor) -> Tensor:
-        """KL(q(x_1 | x_0) || N(0, sigma_1^2 Sigma)) in nats, (B,); differentiable in the ends."""
-        squares = self.kernel.noise.squares(x_0)
-        schedule: Any = self.kernel.schedule
-        gamma_0, span = schedule.ends()
-        return torch.exp(-gamma_0 - span).to(squares) / 2 * squares
 
-    def reconstruction(self, x_0: Tensor, generator: Randomness = None) -> Tensor:
-        """-log p(x_0 | x_t) at t_min in nats, (B,), without a call of the network."""
-        start = torch.full((self.kernel.examples(x_0),), self.kernel.schedule.t_min, dtype=torch.float64)
-        alpha_t, _ = self.kernel.schedule(start)
-        x_t = self.kernel.interpolate(x_0, self.kernel.pair(x_0, generator), start)
-        belief = Belief.sum(self.kernel.combine, (1 / alpha_t, x_t))
-        return -self.kernel.likelihood(belief, start).log_prob(x_0)
+def prior(kernel: Gaussian, x_0: Tensor) -> Tensor:
+    """KL(q(x_1 | x_0) || N(0, sigma_1^2 Sigma)) in nats, (B,); differentiable in the learned ends."""
+    squares = kernel.noise.squares(x_0)
+    schedule: Any = kernel.schedule
+    gamma_0, span = schedule.ends()
+    return torch.exp(-gamma_0 - span).to(squares) / 2 * squares
+
+
+def reconstruction(kernel: Gaussian, x_0: Tensor, generator: Randomness = None) -> Tensor:
+    """-log p(x_0 | x_t) at t_min in nats, (B,), without a call of the network."""
+    start = torch.full((kernel.examples(x_0),), kernel.schedule.t_min, dtype=torch.float64)
+    alpha_t, _ = kernel.schedule(start)
+    x_t = kernel.interpolate(x_0, kernel.pair(x_0, generator), start)
+    belief = Belief.sum(kernel.combine, (1 / alpha_t, x_t))
+    return -kernel.likelihood(belief, start).log_prob(x_0)
 
 
 class Known(Schedule):

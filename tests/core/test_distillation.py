@@ -81,7 +81,7 @@ def test_one_step_to_the_target_is_two_steps_of_the_teacher(schedule: Schedule) 
     teacher, x = DATA.denoise(kernel), 2 * torch.randn(4, 3, generator=seeded(1), dtype=torch.float64)
     objective = Distillation(student(nn.Identity(), schedule), bound(teacher), kernel, times)
     t, middle, end = times[:-2:2], times[1::2], times[2::2]
-    target = objective.target(x, t, middle, end)
+    target = objective.target(objective.kernel, x, t, middle, end)
     column = torch.stack([t, middle, end, torch.full_like(t, -1.0)])
     for b in range(4):
         two = [float(u) for u in column[:3, b]] + ([0.0] if float(end[b]) > 0 else [])
@@ -105,7 +105,7 @@ def test_centred_clouds_and_scaled_noise_are_distilled_alike() -> None:
     t, middle, end = (torch.tensor(u, dtype=torch.float64) for u in ([1.0, 0.6, 0.2], [0.7, 0.5, 0.1], [0.5, 0.1, 0.0]))
     for kernel, teacher, x in cases:
         objective = Distillation(student(nn.Identity(), Cosine()), bound(teacher), kernel, grids.uniform(2))
-        target = objective.target(x, t, middle, end)
+        target = objective.target(objective.kernel, x, t, middle, end)
         alpha, sigma = kernel.schedule(torch.stack([t, middle, end]))
         state = x
         for i, u in ((0, t), (1, middle)):
@@ -151,7 +151,7 @@ def test_the_loss_is_the_error_of_the_target_under_the_truncated_weight(reading:
         t, middle, end = (times[i + j].reshape(1) for j in range(3))
         alpha, sigma = schedule(t)
         x_t = alpha * x_0[b : b + 1] + sigma * torch.randn(1, 3, generator=g, dtype=torch.float64)
-        target = objective.target(x_t, t, middle, end)
+        target = objective.target(objective.kernel, x_t, t, middle, end)
         belief = denoiser(x_t, t, kernel).mean
         expected = max(float(alpha / sigma) ** 2, 1.0) * float(((target - belief.detach()) ** 2).mean())
         assert float(losses[b].detach()) == pytest.approx(expected, rel=1e-9)
@@ -225,7 +225,7 @@ def test_a_guided_teacher_and_its_conditions() -> None:
     objective = Distillation(student(network, schedule), guided, kernel, grids.uniform(2))
     x, label = torch.randn(3, 2, generator=seeded(0), dtype=torch.float64), torch.tensor([1, 2, 3])
     t, middle, end = (torch.full((3,), u, dtype=torch.float64) for u in (1.0, 0.5, 0.0))
-    target = objective.target(x, t, middle, end, label=label)
+    target = objective.target(objective.kernel, x, t, middle, end, label=label)
     expected = last(ddim(guided.given(kernel, label=label), kernel, x, grids.uniform(2)))
     torch.testing.assert_close(target, expected, rtol=1e-12, atol=1e-12)
     losses = objective({"x_0": x, "label": label}, seeded(1))
@@ -243,7 +243,7 @@ def test_another_schedule_than_the_teachers() -> None:
     t, middle, end = (torch.full((3,), u, dtype=torch.float64) for u in (0.9, 0.5, 0.0))
     grid = torch.tensor([0.9, 0.5, 0.0], dtype=torch.float64)
     expected = last(ddim(teacher.given(kernel), kernel, x, grid))
-    torch.testing.assert_close(objective.target(x, t, middle, end), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(objective.target(objective.kernel, x, t, middle, end), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_two_rounds_of_training_follow_the_teacher(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.hybrid import Hybrid, on_grid, spread_only
 from polydiff.core.noise import Diagonal
-from polydiff.core.objectives import Denoising
+from polydiff.core.objectives import Denoising, Look
 from polydiff.core.product import Product
 from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
@@ -196,7 +196,8 @@ def test_the_terms_are_those_of_the_next_grid_time() -> None:
     x_0, learner = DATA.sample(3, seeded(0)), Learner(times)
     x_t = kernel.marginal(x_0, times[:-1]).sample(seeded(1))
     belief = learner(x_t, times[:-1], kernel)
-    found = Hybrid(learner, kernel, times).bound(x_t, x_0, belief, times[:-1])  # pyright: ignore[reportArgumentType]
+    objective = Hybrid(learner, kernel, times)  # pyright: ignore[reportArgumentType]
+    found = objective.bound(Look(kernel, x_0, x_t, times[:-1], belief))
     for i, (t, s) in enumerate([(1.0, 0.7), (0.7, 0.2)]):
         one = Belief(belief.mean[i : i + 1], belief.spread[i : i + 1])  # pyright: ignore
         expected = 3 * kernel.gap(x_t[i : i + 1], x_0[i : i + 1], one, s, t)

@@ -17,6 +17,7 @@ from polydiff.core.objectives import Denoising, low_discrepancy
 from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Cosine, LinearBeta, RectifiedFlow, Schedule, Sigmoid
 from polydiff.core.score_entropy import ScoreEntropy, antithetic, half_unmasking, stratified, unmasking
+from polydiff.core.structure import opened
 from tests.problems import TokenData
 
 
@@ -88,9 +89,9 @@ def test_unmasking_is_the_rate_of_the_bound_draw_by_draw(schedule: Schedule) -> 
     denoiser = TokenDenoiser(lambda x, c: network(x, c)[..., :4], schedule)  # pyright: ignore[reportArgumentType]
     x_0 = torch.randint(4, (64, 6), generator=seeded(0))
     weighted = Denoising(denoiser, kernel, unmasking, low_discrepancy(0.0))
-    x_t, t, belief = weighted.look({"x_0": x_0}, seeded(1))
-    rate = kernel.gap_rate(x_t, x_0, belief, t) / 6
-    torch.testing.assert_close(weighted.loss(x_0, t, belief), rate, rtol=1e-4, atol=1e-5)
+    look = weighted.look(opened(kernel, {"x_0": x_0}), seeded(1))
+    rate = kernel.gap_rate(look.x_t, x_0, look.belief, look.t) / 6
+    torch.testing.assert_close(weighted.loss(look), rate, rtol=1e-4, atol=1e-5)
     ends = torch.tensor([0.0, 1e-300, 2**-53, 0.5, 1.0], dtype=torch.float64)
     assert bool(unmasking(schedule, ends).isfinite().all() and (unmasking(schedule, ends) > 0).all())
     assert bool((kernel.error(x_0, logits(network(x_0, ends[:1]), kernel.evidence(x_0, 0.0)), ends[0]) == 0).all())
