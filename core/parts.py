@@ -1,4 +1,4 @@
-r"""Denoisers and losses on product kernels: one network sees all parts, and each part is read and weighed in its own way.
+r"""Denoisers and losses on product kernels: one network sees all parts, each is read and weighed in its own way.
 
 The parts of a product share the time and nothing else in the forward process. In the reverse one the network couples
 them: from the state's tuple it gives a tuple of outputs, the i-th of which is the belief about part i given all parts,
@@ -42,7 +42,8 @@ class ProductDenoiser(Denoiser[tuple[Any, ...], tuple[Any, ...]]):
     Args:
         network: `network(xs, c, **condition)` -> a tuple of outputs; xs the tuple of what the readings would give a
             network of their own (c_in x_t of a Gaussian part, x_t of tokens), c (B,) the first reading's.
-        readings: a denoiser per part: its schedule and its parametrisation. Its own network is not used: `nn.Identity()`.
+        readings: a denoiser per part, for its schedule and parametrisation; its own network is not used, so that it may
+            be `nn.Identity()`.
 
     The parts are to keep the schedules that the network was trained with: it is told one time, and parts whose clocks
     were changed apart would show it states that it never met.
@@ -83,9 +84,7 @@ class ProductDenoiser(Denoiser[tuple[Any, ...], tuple[Any, ...]]):
             raise ArgumentError("kernel", "another schedule", "the schedules that the network was trained with")
         ends = list(accumulate(self._widths, initial=0))
         each = [numbers[first:last] for first, last in pairwise(ends)]
-        asked = [
-            reading.asked(x, own, part) for reading, x, own, part in zip(readings, x_t, each, parts, strict=True)
-        ]
+        asked = [reading.asked(x, own, part) for reading, x, own, part in zip(readings, x_t, each, parts, strict=True)]
         outputs = self.network(tuple(x for x, _ in asked), asked[0][1], **condition)
         if not isinstance(outputs, tuple) or len(outputs) != len(readings):
             raise ArgumentError("network", outputs, f"a tuple of {len(readings)} outputs, one for each part")

@@ -4,8 +4,8 @@ There is no graph yet: what a pair of atoms knows of itself is its distance alon
 the atoms' features. Everything else are the blocks of `network`, without their signed volumes: messages between all
 pairs, no cutoff, angles and torsions seen within a block. So vectors turn and mirror with the positions and logits do
 not change at all (E(3)), both move with their atoms under permutations, and nothing depends on the place of the
-molecule, nor on those beside it in the batch. The generated law has the same symmetries: a molecule and its mirror image
-are equally likely (Hoogeboom et al. 2022; Xu et al. 2022, proposition 1).
+molecule, nor on those beside it in the batch. The generated law has the same symmetries: a molecule and its mirror
+image are equally likely (Hoogeboom et al. 2022; Xu et al. 2022, proposition 1).
 """
 
 from __future__ import annotations

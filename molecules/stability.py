@@ -30,10 +30,10 @@ from torch import Tensor
 from ..core.errors import ArgumentError
 
 __all__ = [
+    "VALENCIES",
     "Atoms",
     "Figures",
     "Perceive",
-    "VALENCIES",
     "bond_orders",
     "by_lengths",
     "determined",
@@ -156,8 +156,9 @@ def determined(atoms: Atoms) -> Chem.Mol | None:
     molecule are allowed; stereochemistry is that of the geometry. None where no assignment exists, or atoms would be
     left as radicals or unconnected.
     """
+    orders = bond_orders(atoms)
     mol = skeleton(atoms)
-    for i, j in bond_orders(atoms).triu().nonzero().tolist():
+    for i, j in orders.triu().nonzero().tolist():
         mol.AddBond(i, j, Chem.BondType.SINGLE)
     if len(Chem.GetMolFrags(mol)) > 1:
         return None
