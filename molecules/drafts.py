@@ -6,6 +6,7 @@ are RDKit's.
 
 What a molecule may fail at is expected in any large list and no exception: the functions return a `Problem` that
 names the reason, and callers count them.
+
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Automorphisms of the atoms that are no terminal hydrogens are listed (up to a bo
 are bonded to, and those of one atom may be exchanged freely. If all relabellings are few, each is tried. Otherwise
 rotation and assignment of the hydrogens improve each other in turn for every automorphism, until nothing changes:
 that never increases the distance, and finds the best one where the geometries are near each other.
+
 """
 
 from __future__ import annotations
