@@ -35,13 +35,15 @@ class GeneratorConfig:
     """Sizes of a `Generator`.
 
     Raises:
-        ConfigError: a value out of its range, a width that is no multiple of 8.
+        ConfigError: a value out of its range, an odd width, vectors that are no multiple of 8.
     """
 
     types: Annotated[int, Range(1, 120)]
     """Types of atoms that it may say; it may also be shown the next one, which stands for a mask."""
     width: Annotated[int, Range(8, 4096)] = 64
-    """Scalars of an atom, and vectors; a multiple of 8."""
+    """Scalars of an atom."""
+    vectors: Annotated[int, Range(8, 4096)] = 32
+    """Vectors of an atom; a multiple of 8. Each costs three times a scalar."""
     depth: Annotated[int, Range(1, 64)] = 5
     """Blocks."""
     radial: Annotated[int, Range(2, 512)] = 24
@@ -50,16 +52,22 @@ class GeneratorConfig:
     """Å in one unit of the input."""
 
     def __post_init__(self):
-        for name, low, high in (("types", 1, 120), ("width", 8, 4096), ("depth", 1, 64), ("radial", 2, 512)):
+        for name, low, high in (
+            ("types", 1, 120), ("width", 8, 4096), ("vectors", 8, 4096), ("depth", 1, 64), ("radial", 2, 512),
+        ):  # fmt: skip
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ConfigError(name, value, f"an integer from {low} to {high}")
-        if self.width % HEADS:
-            raise ConfigError("width", self.width, f"a multiple of {HEADS}")
+        if self.width % 2:
+            raise ConfigError("width", self.width, "an even number")
+        if self.vectors % HEADS:
+            raise ConfigError("vectors", self.vectors, f"a multiple of {HEADS}")
         if not 1e-3 <= self.scale <= 1e3:
             raise ConfigError("scale", self.scale, "Å between 0.001 and 1000")
-        if self.width**2 * self.depth > MAX_PARAMETERS // 50:
-            raise ConfigError("network size", f"width {self.width}, depth {self.depth}", "at most 10^9 parameters")
+        if (self.width + self.vectors) ** 2 * self.depth > MAX_PARAMETERS // 20:
+            raise ConfigError(
+                "network size", f"width {self.width}, depth {self.depth}", f"about {MAX_PARAMETERS} parameters"
+            )
 
     def build(self) -> Generator:
         """A freshly initialised network of these sizes."""
@@ -76,18 +84,18 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        w = config.width
+        w, u = config.width, config.vectors
         self.types = nn.Embedding(config.types + 1, w)
         self.size = nn.Linear(1, w)
         self.first = nn.Linear(w, w)
-        self.moved = nn.Linear(1, w, bias=False)
+        self.moved = nn.Linear(1, u, bias=False)
         self.radial = RadialBasis(config.radial)
         self.conditioning = Conditioning(w, w, 0)
-        self.blocks = nn.ModuleList(Block(w, config.radial + 2, chiral=False) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(w, u, config.radial + 2, chiral=False) for _ in range(config.depth))
         self.modulation = zeroed(nn.Linear(w, 2 * w))
-        self.last_vectors = nn.Linear(w, w, bias=False)
-        self.gate = nn.Linear(w, w)
-        self.output = zeroed(nn.Linear(w, 1, bias=False))
+        self.last_vectors = nn.Linear(u, u, bias=False)
+        self.gate = nn.Linear(w, u)
+        self.output = zeroed(nn.Linear(u, 1, bias=False))
         self.kept = zeroed(nn.Linear(w, 1))
         self.logits = zeroed(nn.Linear(w, config.types))
 

@@ -29,7 +29,9 @@ class GeneratorNetwork:
     """The network: equivariant messages between all pairs of atoms."""
 
     width: Annotated[int, Range(8, 4096)] = 64
-    """Features of an atom, a multiple of 8."""
+    """Features of an atom, an even number."""
+    vectors: Annotated[int, Range(8, 4096)] = 32
+    """Vectors of an atom, a multiple of 8."""
     blocks: Annotated[int, Range(1, 64)] = 5
     """Rounds of messages."""
 

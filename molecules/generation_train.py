@@ -101,7 +101,11 @@ def objective_of(pipeline: MoleculePipeline, options: GenerationTrain) -> Partwi
 def molecule_config(data: Molecules, options: GenerationTrain) -> MoleculeConfig:
     """The model that the options ask for, completed by what the data say."""
     network = GeneratorConfig(
-        types=len(data.elements), width=options.network.width, depth=options.network.blocks, scale=data.scale
+        types=len(data.elements),
+        width=options.network.width,
+        vectors=options.network.vectors,
+        depth=options.network.blocks,
+        scale=data.scale,
     )
     return MoleculeConfig(
         elements=data.elements,

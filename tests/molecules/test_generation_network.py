@@ -21,7 +21,7 @@ C = torch.tensor([10.0, 300.0, 420.0, 700.0, 990.0], dtype=torch.float64)
 @pytest.fixture(scope="module")
 def network() -> Generator:
     """All weights different from zero."""
-    config = GeneratorConfig(types=TYPES, width=16, depth=2, radial=8, scale=1.4)
+    config = GeneratorConfig(types=TYPES, width=16, vectors=8, depth=2, radial=8, scale=1.4)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = config.build().double()
@@ -59,9 +59,7 @@ def test_vectors_turn_with_the_molecule_and_logits_do_not(network: Generator, si
 def test_the_place_does_not_matter(network: Generator) -> None:
     x, types = state()
     shift = 100 * torch.randn(len(SIZES), 3, generator=seeded(1), dtype=torch.float64)
-    for mine, other in zip(
-        network((x + shift[INDEX], types), C, INDEX), network((x, types), C, INDEX), strict=True
-    ):
+    for mine, other in zip(network((x + shift[INDEX], types), C, INDEX), network((x, types), C, INDEX), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
@@ -69,9 +67,7 @@ def test_the_place_does_not_matter(network: Generator) -> None:
 def test_outputs_move_with_their_atoms_and_molecules(network: Generator) -> None:
     x, types = state()
     order = torch.cat([torch.randperm(n, generator=seeded(n)) + sum(SIZES[:k]) for k, n in enumerate(SIZES)])
-    for mine, other in zip(
-        network((x[order], types[order]), C, INDEX), network((x, types), C, INDEX), strict=True
-    ):
+    for mine, other in zip(network((x[order], types[order]), C, INDEX), network((x, types), C, INDEX), strict=True):
         torch.testing.assert_close(mine, other[order], rtol=1e-10, atol=1e-10)
 
 
@@ -80,7 +76,7 @@ def test_neighbours_in_the_batch_change_nothing(network: Generator) -> None:
     x, types = state()
     whole = network((x, types), C, INDEX)
     for k in range(len(SIZES)):
-        rows = INDEX == k
+        rows = k == INDEX
         alone = network((x[rows], types[rows]), C[k : k + 1], torch.zeros(SIZES[k], dtype=torch.long))
         for mine, other in zip(alone, whole, strict=True):
             torch.testing.assert_close(mine, other[rows], rtol=1e-10, atol=1e-10)
@@ -122,7 +118,7 @@ def test_gradients_reach_every_weight(network: Generator) -> None:
 
 def test_a_fresh_network_says_nothing() -> None:
     """Zero vectors and equal logits: the loss begins at the size of the data."""
-    net = GeneratorConfig(types=TYPES, width=8, depth=1).build()
+    net = GeneratorConfig(types=TYPES, width=8, vectors=8, depth=1).build()
     x, types = state()
     vectors, logits = net((x.float(), types), C.float(), INDEX)
     assert vectors.dtype == torch.float32 and not bool(vectors.any()) and not bool(logits.any())
@@ -149,6 +145,13 @@ def test_bad_input_is_named(network: Generator) -> None:
     ):
         with pytest.raises(ArgumentError, match=f"^{name}"):
             network(xs, c, index)
-    for bad in ({"width": 12}, {"depth": 0}, {"types": 0}, {"scale": 0.0}, {"width": 4096, "depth": 64}):
+    for bad in (
+        {"width": 13},
+        {"vectors": 12},
+        {"depth": 0},
+        {"types": 0},
+        {"scale": 0.0},
+        {"width": 4096, "depth": 64},
+    ):
         with pytest.raises(ConfigError):
             GeneratorConfig(**{"types": TYPES, **bad})
