@@ -15,10 +15,9 @@ number of atoms is drawn from the training set's histogram unless it is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import batched
-from typing import Any, NamedTuple, Self, TypedDict, Unpack, final
+from typing import Any, Self, Unpack, final
 
 import torch
 from rdkit import Chem
@@ -34,58 +33,15 @@ from ..core.pipeline import Pipeline
 from ..core.randomness import example_generators, rand, seeded
 from ..core.sampling import Step, last
 from ..core.trajectories import frames
+from .generation_drawing import How, Likelihood, State, atoms_of, molecule, parted
 from .generation_model import MoleculeConfig, MoleculeModel, checked_sizes, kernel_of, structure_of
-from .stability import Atoms, Perceive, determined, skeleton
+from .stability import Atoms, Perceive, determined
 
-__all__ = ["STATUS", "Likelihood", "MoleculePipeline", "atoms_of"]
+__all__ = ["MoleculePipeline"]
 
-STATUS = "status"
-"""Property of the molecules that a pipeline gives: ok, or invalid where bonds cannot be made out."""
 MASKED = "*"
 """Stands for an atom whose type is masked, on the way."""
 _SIZES = 0x73697A6573  # sets this use of the seed apart from the noise
-
-State = tuple[Tensor, Tensor]
-Sampler = Callable[..., Iterator[Step[State]]]
-
-
-class How(TypedDict, total=False):
-    """The keywords of drawing."""
-
-    steps: int
-    """Network calls, 250 by default."""
-    sampler: Sampler
-    """For any kernel, `sampler(denoise, kernel, x, times, generator=)`; ancestral by default."""
-    seed: int
-    """0 by default."""
-    first: int
-    """Number of the first molecule, 0 by default: calls with first = 0 and first = 100 do not repeat each other."""
-    batch_size: int
-    """Molecules that pass through the network at once, 64 by default."""
-
-
-class Likelihood(NamedTuple):
-    """An upper bound on -log p of one molecule, in nats."""
-
-    nats: float
-    """-log p(positions, types | N): a density in Angstrom^-3(N - 1) of centred positions times a probability of types;
-    atoms are labelled."""
-    size: float
-    """-log p(N) by the histogram, infinite for a size that the training set lacks."""
-    dof: int
-    """3 (N - 1)"""
-    atoms: int
-    """N"""
-
-    @property
-    def bits(self) -> float:
-        """`nats` in bits."""
-        return self.nats / math.log(2)
-
-    @property
-    def unlabelled(self) -> float:
-        """The same for atoms without labels: N! orders of one molecule, all equally likely, add up."""
-        return self.nats - math.lgamma(self.atoms + 1)
 
 
 @final
@@ -115,6 +71,11 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's weights, and of positions while they are drawn."""
+        return next(self.model.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
         super().to(device)
@@ -213,7 +174,6 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
         if part >= min(drawn):
             raise ArgumentError("size", size, f"more atoms than the fragment's {part}")
         positions, types, _ = self._encoded([known])
-        place = known.positions.to(positions).mean(0)
 
         def draw(x: State, kernel: Any, denoise: Any, times: Tensor, own: list[torch.Generator], of: Any) -> State:
             starts = torch.tensor([0, *of[:-1]], device=self.device).cumsum(0)
@@ -226,8 +186,10 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
             return last(run(generator=own))
 
         found = self._drawn(drawn, how, draw)
-        # Positions are known up to a shift: the fragment goes back to where it was.
-        return [one._replace(positions=one.positions - one.positions[:part].mean(0) + place.cpu()) for one in found]
+        # Positions are known up to a shift: the fragment goes back to where it was, without its rounding.
+        exact = known.positions.double()
+        shifted = [one.positions + (exact - one.positions[:part]).mean(0) for one in found]
+        return [one._replace(positions=torch.cat([exact, x[part:]])) for one, x in zip(found, shifted, strict=True)]
 
     @torch.no_grad()
     def log_likelihood(
@@ -250,7 +212,7 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
         """
         every = [one if isinstance(one, Atoms) else atoms_of(one) for one in molecules]
         total, found = sum(self.config.sizes), []
-        for numbers in batched(range(len(every)), batch_size):
+        for numbers in parted(len(every), batch_size):
             x, types, sizes = self._encoded([every[i] for i in numbers])
             kernel, denoise = self.bound_to(sizes)
             own = example_generators(seed, 0, numbers)
@@ -287,23 +249,15 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
 
     def _drawn(self, sizes: list[int], how: How, draw: Callable[..., State]) -> list[Atoms]:
         """Molecules of these sizes, in batches."""
-        steps, first, width = how.get("steps", 250), how.get("first", 0), how.get("batch_size", 64)
-        if not isinstance(width, int) or width < 1:
-            raise ArgumentError("batch_size", width, "an integer >= 1")
+        steps, first = how.get("steps", 250), how.get("first", 0)
         times = uniform(steps, self.kernel.schedule)
         found: list[Atoms] = []
-        for numbers in batched(range(len(sizes)), width):
-            own, of = (
-                example_generators(how.get("seed", 0), 0, [first + i for i in numbers]),
-                [sizes[i] for i in numbers],
-            )
+        for numbers in parted(len(sizes), how.get("batch_size", 64)):
+            own = example_generators(how.get("seed", 0), 0, [first + i for i in numbers])
+            of = [sizes[i] for i in numbers]
             kernel, denoise = self.bound_to(of)
-            dtype = next(self.model.parameters()).dtype
-            like = (
-                torch.zeros(sum(of), 3, dtype=dtype, device=self.device),
-                torch.zeros(sum(of), dtype=torch.long).to(self.device),
-            )
-            x = draw(kernel.prior(like).sample(own), kernel, denoise, times, own, of)
+            like = torch.zeros(sum(of), 3, dtype=self.dtype, device=self.device)
+            x = draw(kernel.prior((like, like[:, 0].long())).sample(own), kernel, denoise, times, own, of)
             found += self._read(x, of)
         return found
 
@@ -321,27 +275,6 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
             if strange := sorted(set(one.elements) - known.keys()):
                 raise ArgumentError(f"molecules[{i}]", strange, f"the elements {', '.join(known)}")
         sizes = checked_sizes("molecules", [len(one.elements) for one in molecules])
-        dtype = next(self.model.parameters()).dtype
         centred = [one.positions.double() - one.positions.double().mean(0) for one in molecules]
-        x = torch.cat(centred).to(self.device, dtype) / self.config.network.scale
+        x = torch.cat(centred).to(self.device, self.dtype) / self.config.network.scale
         return x, torch.tensor([known[e] for one in molecules for e in one.elements], device=self.device), sizes
-
-
-def atoms_of(mol: Chem.Mol) -> Atoms:
-    """Elements and positions of a molecule's first conformer.
-
-    Raises:
-        ArgumentError: a molecule without positions.
-    """
-    if not mol.GetNumConformers() or not mol.GetNumAtoms():
-        raise ArgumentError("mol", "a molecule without positions", "a molecule with a conformer")
-    positions = torch.from_numpy(mol.GetConformer().GetPositions().copy()).double()
-    return Atoms(tuple(atom.GetSymbol() for atom in mol.GetAtoms()), positions)
-
-
-def molecule(atoms: Atoms, bonds: Perceive) -> Chem.Mol:
-    """The molecule with its bonds, or without any, as its status says."""
-    found = bonds(atoms)
-    mol = skeleton(atoms).GetMol() if found is None else found
-    mol.SetProp(STATUS, "invalid" if found is None else "ok")
-    return mol

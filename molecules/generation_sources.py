@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
-from rdkit import Chem
 
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
@@ -76,10 +76,6 @@ def geometry(entry: Entry) -> Atoms | None:
     energies = relax(mol)
     if isinstance(energies, Problem):
         return None
-    best = min(range(mol.GetNumConformers()), key=lambda k: energies[k])
-    return Atoms(elements, torch.from_numpy(best_positions(mol, best)))
-
-
-def best_positions(mol: Chem.Mol, number: int):  # noqa: ANN201
-    """Positions of a molecule's conformer, its own copy."""
-    return mol.GetConformers()[number].GetPositions().copy()
+    if not np.isfinite(energies).any():
+        return None
+    return Atoms(elements, torch.from_numpy(mol.GetConformers()[int(np.nanargmin(energies))].GetPositions().copy()))
