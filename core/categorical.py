@@ -32,9 +32,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .distributions import Discrete, by_example
+from .distributions import Discrete
 from .errors import ArgumentError
 from .kernel import Kernel, Time, check_order, interior
+from .layout import DENSE, Layout, Ragged
 from .noise import own_view
 from .randomness import Randomness
 from .schedules import Schedule, time_of
@@ -45,13 +46,19 @@ __all__ = ["Categorical", "Tokens", "absorbing", "log_add", "marginal", "normali
 class Tokens(Kernel[Tensor, Tensor], ABC):
     """A chain per position: states are long tensors (B, *dims) in 0 ... K - 1, beliefs log-probabilities (B, *dims, K).
 
+    Or ragged, `given(index=..., num_graphs=...)`: the rows of all examples one after another, (rows, *dims) and (rows,
+    *dims, K), with times and sums per example as ever (atom types beside positions).
+
     A chain supplies `rows`, `columns`, `push` and `rates`. All of them give logarithms, -inf for what is impossible, in
-    the dtype asked for (`push`: that of its argument); s may be 0.
+    the dtype asked for (`push`: that of its argument); s may be 0. Their times are per row of the state, which `at`
+    makes of times per example: a chain knows no examples.
 
     Args:
         schedule: alpha_t, the chain's clock; alpha_1 = 0 unless pi > 0 everywhere.
         pi: the stationary law, (K,), sums to 1.
     """
+
+    layout: Layout = DENSE
 
     def __init__(self, schedule: Schedule, pi: Tensor):
         super().__init__()
@@ -94,55 +101,70 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
         """log R_t[k, x], the rate of jumps from k into x per unit of t, for every k != x, -inf at x; (B, *dims, K)."""
 
     def given(self, **structure: Any) -> Self:
+        """`index=` (rows,) long, ascending, and `num_graphs=` B for ragged states; nothing for dense ones."""
+        view = own_view(self)
         if structure:
-            raise ArgumentError("structure", sorted(structure), "nothing: tokens take no structure")
-        return own_view(self)
+            view.layout = Ragged.given(structure)
+        return view
+
+    def at(self, t: Time) -> Time:
+        """A time per example as a time per row of the state; floats as they are."""
+        return self.layout.rowwise(t)
 
     def examples(self, x: Tensor) -> int:
-        return x.shape[0]
+        return self.layout.examples(x)
 
     def dims(self, x: Tensor) -> Tensor:
-        return torch.full((len(x),), math.prod(x.shape[1:]), dtype=torch.get_default_dtype(), device=x.device)
+        return self.layout.numel(x).to(torch.get_default_dtype())
+
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.layout.take(x, index)
+
+    def taken(self, index: Tensor, like: Tensor) -> Self:
+        view = own_view(self)
+        view.layout = self.layout.taken(index)
+        return view
 
     def certain(self, x_0: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         place = self.check(x_0).unsqueeze(-1)
         return torch.full((*x_0.shape, self.K), -math.inf, dtype=dtype, device=x_0.device).scatter_(-1, place, 0.0)
 
     def prior(self, like: Tensor) -> Discrete:
-        return Discrete(self.log_pi.expand(*like.shape, self.K))
+        return Discrete(self.log_pi.expand(*like.shape, self.K), self.layout)
 
     def marginal(self, x_0: Tensor, t: Time) -> Discrete:
-        return Discrete(self.rows(x_0, 0.0, t))
+        return Discrete(self.rows(x_0, 0.0, self.at(t)), self.layout)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Discrete:
         check_order(s, t)
-        return Discrete(self.rows(x_s, s, t))
+        return Discrete(self.rows(x_s, self.at(s), self.at(t)), self.layout)
 
     def posterior(self, x_t: Tensor, belief: Tensor, s: Time, t: Time) -> Discrete:
         check_order(s, t)
-        forward = self.push(self._joined(x_t, belief, t), 0.0, s)
-        return Discrete(normalised(forward + self.columns(x_t, s, t, belief.dtype)))
+        forward = self.push(self._joined(x_t, belief, t), 0.0, self.at(s))
+        backward = self.columns(x_t, self.at(s), self.at(t), belief.dtype)
+        return Discrete(normalised(forward + backward), self.layout)
 
     def likelihood(self, belief: Tensor, t: Time) -> Discrete:
-        return Discrete(belief)
+        return Discrete(belief, self.layout)
 
     def conclude(self, belief: Tensor, generator: Randomness = None) -> Tensor:
-        return Discrete(belief).sample(generator)
+        return Discrete(belief, self.layout).sample(generator)
 
     def blend(self, mask: Tensor, known: Tensor, x: Tensor) -> Tensor:
         return torch.where(mask, known, x)
 
     def error(self, x_0: Tensor, belief: Tensor, t: Time) -> Tensor:
         """Cross-entropy in nats, summed over tokens, (B,)."""
-        return -Discrete(belief).log_prob(x_0)
+        return -Discrete(belief, self.layout).log_prob(x_0)
 
     def evidence(self, x_t: Tensor, t: Time, dtype: torch.dtype = torch.float64) -> Tensor:
         """log q(x_t | x_0 = k) for every k, (B, *dims, K): what a `context` denoiser is multiplied by."""
-        return self.columns(x_t, 0.0, t, dtype)
+        return self.columns(x_t, 0.0, self.at(t), dtype)
 
     def score(self, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
         """log s_y for every y that can become x_t, (B, *dims, K): how many times likelier y is than x_t (SEDD)."""
-        return self.push(self._joined(x_t, belief, t), 0.0, t)
+        return self.push(self._joined(x_t, belief, t), 0.0, self.at(t))
 
     def gap(self, x_t: Tensor, x_0: Tensor, belief: Tensor, s: Time, t: Time) -> Tensor:
         truth = self.posterior(x_t, self.certain(x_0, belief.dtype), s, t)
@@ -154,8 +176,8 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
         t = interior(t, belief.dtype)
         log_s = self.score(x_t, belief, t)
         log_r = self.score(x_t, self.certain(x_0, belief.dtype), t)
-        log_rate = self.rates(x_t, t, belief.dtype)
-        return by_example(divergence(log_rate + log_r, log_rate + log_s))
+        log_rate = self.rates(x_t, self.at(t), belief.dtype)
+        return self.layout.total(divergence(log_rate + log_r, log_rate + log_s))
 
     def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
         """Evenly in alpha_t, in which an absorbing chain unmasks evenly."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from .layout import DENSE, Layout
 from .noise import Noise
 from .randomness import Randomness, rand
 
@@ -107,10 +108,13 @@ class Scaled:
 
 
 class Discrete:
-    """Independent tokens: x long of shape (B, *dims), log-probabilities of shape (B, *dims, K), normalised."""
+    """Independent tokens: x long of shape (B, *dims), log-probabilities of shape (B, *dims, K), normalised.
 
-    def __init__(self, log_probs: Tensor):
-        self.log_probs = log_probs
+    With a ragged layout the first dimension holds rows, and numbers per example are sums over an example's rows.
+    """
+
+    def __init__(self, log_probs: Tensor, layout: Layout = DENSE):
+        self.log_probs, self.layout = log_probs, layout
 
     @property
     def mean(self) -> Tensor:
@@ -119,8 +123,7 @@ class Discrete:
 
     def sample(self, generator: Randomness = None) -> Tensor:
         """By inversion of the distribution function in float64, exact to 2^-53 for the rarest tokens."""
-        u = rand(self.log_probs.shape[:-1], generator, dtype=torch.float64, device=self.log_probs.device)
-        return self.inverse(u)
+        return self.inverse(self.layout.random(rand, self.log_probs[..., 0], generator, torch.float64))
 
     def inverse(self, u: Tensor) -> Tensor:
         """The tokens at which the distribution functions pass u, float64 in [0, 1), of the shape of x."""
@@ -130,13 +133,13 @@ class Discrete:
         return torch.cat(places).reshape(u.shape)
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return by_example(masked_terms(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1), mask))
+        return self.layout.total(masked_terms(self.log_probs.gather(-1, x.unsqueeze(-1)).squeeze(-1), mask))
 
     def kl(self, other: Discrete) -> Tensor:
         """Terms with p = 0 count 0; p > 0 where the other has 0 gives inf."""
         p = self.log_probs.exp()
         # Masked before the product, so that no 0 times inf enters the gradient.
-        return by_example(p * (self.log_probs - other.log_probs).masked_fill(p == 0, 0.0))
+        return self.layout.total(p * (self.log_probs - other.log_probs).masked_fill(p == 0, 0.0))
 
 
 class Joint:
@@ -177,11 +180,6 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 def masked_terms(terms: Tensor, mask: Tensor | None) -> Tensor:
     """Terms of the sum over elements, 0 where the mask is False."""
     return terms if mask is None else torch.where(mask, terms, 0)
-
-
-def by_example(terms: Tensor) -> Tensor:
-    """(B, ...) summed to (B,)."""
-    return terms.reshape(len(terms), -1).sum(1)
 
 
 def per_example(number: float | Tensor, noise: Noise, like: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError
+from .layout import DENSE, Layout
 from .randomness import Randomness, randn
 
 __all__ = ["Diagonal", "Isotropic", "Noise", "checked_mask", "masked", "own_view"]
@@ -26,7 +27,9 @@ ZERO = torch.zeros(())
 
 
 class Noise(nn.Module, ABC):
-    """N(0, Sigma). Defaults are those of a dense state (B, ...), examples along the first dimension."""
+    """N(0, Sigma) on states of one layout: dense, (B, ...), by default."""
+
+    layout: Layout = DENSE
 
     def given(self, **structure: Tensor | int) -> Self:
         """This law bound to structure (mask, graph index, ...) as an independent view; none is expected by default."""
@@ -36,15 +39,15 @@ class Noise(nn.Module, ABC):
 
     def examples(self, x: Tensor) -> int:
         """B, the number of examples in a state."""
-        return x.shape[0]
+        return self.layout.examples(x)
 
     def spread(self, numbers: Tensor, x: Tensor) -> Tensor:
         """(B,) numbers in x's dtype and device, shaped to broadcast over x."""
-        return numbers.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        return self.layout.spread(numbers.to(device=x.device, dtype=x.dtype), x)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a state's elements per example, (B,)."""
-        return x.flatten(1).sum(1)
+        return self.layout.total(x)
 
     def combine(self, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
         """sum of number times state over the terms; numbers are floats or (B,) tensors. Equal states are met once."""
@@ -70,7 +73,7 @@ class Noise(nn.Module, ABC):
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
         """Independent standard normals of like's shape."""
-        return randn(like.shape, generator, dtype=like.dtype, device=like.device)
+        return self.layout.random(randn, like, generator, like.dtype)
 
     @abstractmethod
     def draw(self, like: Tensor, generator: Randomness = None) -> Tensor:
@@ -106,7 +109,7 @@ class Noise(nn.Module, ABC):
 
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         """The examples numbered by index (M,), as a state of M examples."""
-        return x[index]
+        return self.layout.take(x, index)
 
     def taken(self, index: Tensor, like: Tensor) -> Self:
         """This law bound to the structure of `take(like, index)`."""

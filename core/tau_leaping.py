@@ -64,9 +64,9 @@ def tau_leaping(
     for t, s in zip(grid[:-2], grid[1:-1], strict=True):
         belief = denoise(x, t)
         # First whether a token jumps, then where to: rare symbols do not compete with staying in one sum.
-        jump, u = (rand(x.shape, generator, dtype=torch.float64, device=x.device) for _ in range(2))
+        jump, u = (kernel.layout.random(rand, x, generator, torch.float64) for _ in range(2))
         log_rates = reverse_rates(kernel, x, belief, t)
-        length = torch.as_tensor(t - s, dtype=torch.float64, device=x.device).reshape(-1, *(1,) * (x.ndim - 1))
+        length = kernel.layout.spread(torch.as_tensor(t - s, dtype=torch.float64, device=x.device), x)
         moved = jump < length * log_rates.logsumexp(-1).exp()
         x = x.masked_scatter(moved, Discrete(log_rates[moved].log_softmax(-1)).inverse(u[moved]))
         yield Step(s, x, belief)
@@ -90,7 +90,7 @@ def analytic(
 def reverse_rates(kernel: Tokens, x_t: Tensor, belief: Tensor, t: Time) -> Tensor:
     """log of the rates per unit of t at which x_t jumps back to every y, -inf at x_t itself, (B, *dims, K)."""
     t = interior(t, belief.dtype)
-    return kernel.rates(x_t, t, belief.dtype) + kernel.score(x_t, belief, t)
+    return kernel.rates(x_t, kernel.at(t), belief.dtype) + kernel.score(x_t, belief, t)
 
 
 def check_tokens(kernel: Tokens) -> None:

@@ -98,7 +98,7 @@ def half(case: Case, x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(half(case, part) for part in x)
     if len(x) != case.kernel.examples(case.x_0):
-        return (torch.arange(len(x)) % 2 == 0).unsqueeze(1)
+        return (torch.arange(len(x)) % 2 == 0).reshape(-1, *(1,) * (x.ndim - 1))
     return (torch.arange(x[0].numel()).reshape(x[0].shape) % 2 == 0).expand_as(x)
 
 

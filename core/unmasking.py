@@ -35,6 +35,7 @@ from .distributions import Discrete
 from .errors import ArgumentError
 from .grids import check_times, unstack
 from .kernel import Time
+from .layout import Dense
 from .randomness import Randomness, rand
 from .sampling import Step
 from .schedules import time_of
@@ -228,6 +229,8 @@ def mask_of(kernel: Categorical) -> int:
     mask = kernel.mask if isinstance(kernel, Categorical) else None
     if mask is None:
         raise ArgumentError("kernel", kernel, "an absorbing kernel; `ancestral` serves every kernel")
+    if not isinstance(kernel.layout, Dense):
+        raise ArgumentError("kernel", kernel, "a kernel of dense states (B, *dims); `ancestral` serves ragged ones too")
     return mask
 
 

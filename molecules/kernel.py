@@ -72,9 +72,8 @@ class Harmonic(Centred):
         del structure["bonds"]
         view = super().given(**structure)
         check_bonds(bonds, view.index)
-        sizes = torch.bincount(view.index, minlength=view.num_graphs)
+        sizes, place = view.layout.sizes, view.layout.places()
         width = int(sizes.max()) if len(sizes) else 0
-        place = view.places()
         laplacian = torch.zeros(view.num_graphs, width, width, dtype=torch.float64, device=bonds.device)
         one, two, graph = place[bonds[0]], place[bonds[1]], view.index[bonds[0]]
         spring = laplacian.new_tensor(self.strength)
@@ -99,18 +98,13 @@ class Harmonic(Centred):
             setattr(self, name, (axes * torch.where(there, values, 0.0).unsqueeze(1)) @ axes.mT)
         self.volume = known.log().sum(1)
 
-    def places(self) -> Tensor:
-        """Where each row stands in its own molecule, (rows,)."""
-        sizes = torch.bincount(self.index, minlength=self.num_graphs)
-        return torch.arange(len(self.index), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.index]
-
     def times(self, matrices: Tensor, x: Tensor) -> Tensor:
         """One matrix (B, n, n) per molecule times its rows, (rows, D)."""
         self.examples(x)
-        place = self.places()
+        graph, place = self.layout.on(x.device), self.layout.places().to(x.device)
         padded = x.new_zeros(self.num_graphs, matrices.shape[1], x.shape[1])
-        padded[self.index, place] = x
-        return (matrices.to(x) @ padded)[self.index, place]
+        padded[graph, place] = x
+        return (matrices.to(x) @ padded)[graph, place]
 
     def draw(self, like: Tensor, generator: Randomness = None) -> Tensor:
         # Projected again for the rounding of the product.
@@ -128,7 +122,7 @@ class Harmonic(Centred):
         view.rows = self.counted(checked_mask(mask))
         inner = view._centring()
         variances, axes = torch.linalg.eigh(inner @ self.covariance @ inner)
-        rank = (view.rows.new_zeros(self.num_graphs).index_add(0, self.index, view.rows.squeeze(1)) - 1).clamp_min(0)
+        rank = (view.counts(self.covariance.new_empty(len(self.index))) - 1).clamp_min(0)
         width = variances.shape[1]
         real = torch.arange(width, device=rank.device) >= (width - rank).unsqueeze(1)
         view._hold(torch.where(real, variances, 0.0), axes)
@@ -142,11 +136,7 @@ class Harmonic(Centred):
         return x + self.times(self.covariance, part.times(part.whitening, part.times(part.whitening, moved)))
 
     def taken(self, index: Tensor, like: Tensor) -> Self:
-        sizes = torch.bincount(self.index, minlength=self.num_graphs)[index]
-        view = own_view(self)
-        view.rows = None if self.rows is None else self.take(self.rows, index)
-        view.index = torch.repeat_interleave(torch.arange(len(index), device=sizes.device), sizes)
-        view.num_graphs = len(index)
+        view = super().taken(index, like)
         for name in ("covariance", "root", "whitening", "volume"):
             setattr(view, name, getattr(self, name)[index])
         return view
@@ -155,7 +145,7 @@ class Harmonic(Centred):
         """The projections on centred positions of the rows that count, (B, n, n)."""
         assert self.rows is not None
         there = self.covariance.new_zeros(self.covariance.shape[:2])
-        there[self.index, self.places()] = self.rows.squeeze(1).to(there)
+        there[self.layout.on(there.device), self.layout.places().to(there.device)] = self.rows.squeeze(1).to(there)
         share = there / there.sum(1, keepdim=True).clamp_min(1)
         return torch.diag_embed(there) - there.unsqueeze(2) * share.unsqueeze(1)
 

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..core.distributions import Discrete, by_example, masked_terms
+from ..core.distributions import Discrete, masked_terms
 from ..core.errors import ArgumentError
 from ..core.gaussian import Belief, Gaussian
 from ..core.kernel import Time
@@ -70,7 +70,7 @@ class Binned:
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """log P of the bin that holds x, in nats, summed over pixels (of the mask), (B,); computed in float64."""
         k = ((x.to(torch.float64) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return by_example(masked_terms(self.log_mass(k), mask))
+        return self.noise.total(masked_terms(self.log_mass(k), mask))
 
     def kl(self, other: Binned) -> Tensor:
         return self.discrete().kl(other.discrete())

@@ -195,8 +195,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("tokens are concluded by the mode", "return Discrete(belief).sample(generator)", "return belief.argmax(-1)"),
         (
             "score entropy the other way round",
-            "by_example(divergence(log_rate + log_r, log_rate + log_s))",
-            "by_example(divergence(log_rate + log_s, log_rate + log_r))",
+            "self.layout.total(divergence(log_rate + log_r, log_rate + log_s))",
+            "self.layout.total(divergence(log_rate + log_s, log_rate + log_r))",
         ),
         (
             "pace without the slope of alpha",

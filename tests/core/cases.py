@@ -80,10 +80,16 @@ def marginal_tokens(schedule: schedules.Schedule) -> Case:
     return Case(marginal(schedule, torch.tensor([5, 1, 0, 3])), tokens(B, 3, high=2))
 
 
+def ragged_tokens(schedule: schedules.Schedule) -> Case:
+    return Case(absorbing(schedule, 5, mask=4).given(index=INDEX, num_graphs=B), tokens(len(INDEX), high=4))
+
+
 def product(schedule: schedules.Schedule) -> Case:
-    cloud, types = centred(schedule), absorbing_tokens(schedules.RectifiedFlow())
-    kernel = Product([Gaussian(schedule, Centred()), types.kernel])
-    return Case(kernel.given(part_0={"index": INDEX, "num_graphs": B}), (cloud.x_0, types.x_0))
+    """A molecule: positions beside types, row by row."""
+    cloud, types = centred(schedule), ragged_tokens(schedules.RectifiedFlow())
+    kernel = Product([Gaussian(schedule, Centred()), absorbing(schedules.RectifiedFlow(), 5, mask=4)])
+    structure = {"index": INDEX, "num_graphs": B}
+    return Case(kernel.given(part_0=structure, part_1=structure), (cloud.x_0, types.x_0))
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
@@ -97,6 +103,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         if name in ("cosine", "sigmoid", "rectified", "zero-terminal"):
             yield f"absorbing-{name}", lambda schedule=schedule: absorbing_tokens(schedule())
             yield f"marginal-{name}", lambda schedule=schedule: marginal_tokens(schedule())
+            yield f"ragged-{name}", lambda schedule=schedule: ragged_tokens(schedule())
 
 
 CASES = dict(cases())

@@ -95,7 +95,7 @@ def test_walks_that_cannot_be(arguments: Any) -> None:
 
 
 KERNELS = ["isotropic-cosine", "diagonal-exploding", "some_masked-linear", "uniform-cosine", "absorbing-rectified"]
-ALL_KERNELS = [*KERNELS, "centred-cosine", "product-cosine"]
+ALL_KERNELS = [*KERNELS, "centred-cosine", "ragged-rectified", "product-cosine"]
 
 
 def constant(case: Case) -> Callable[[Any, Any], Any]:
@@ -120,7 +120,7 @@ def masks(x: Any, value: bool | None) -> Any:
     """All True, all False, or every other element (row of a cloud)."""
     if isinstance(x, tuple):
         return tuple(masks(part, value) for part in x)
-    if len(x) == len(INDEX) and x.ndim == 2:
+    if len(x) == len(INDEX):
         return torch.arange(len(x)) % 2 == 0 if value is None else torch.full((len(x),), value)
     return torch.arange(x[0].numel()).reshape(x[0].shape) % 2 == 0 if value is None else torch.tensor(value)
 

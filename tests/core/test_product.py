@@ -83,3 +83,6 @@ def test_structure_reaches_its_own_part_and_no_other_view(case: Case) -> None:
     view = kernel.given(part_0={"index": other, "num_graphs": 2})
     assert kernel.examples(case.x_0) == B and view.examples(case.x_0) == 2
     assert torch.equal(parts(case)[0].kernel.noise.index, INDEX)
+    assert torch.equal(view.parts[1].layout.index, INDEX)
+    assert kernel.given(part_1={"index": other, "num_graphs": 2}).parts[1].layout.num_graphs == 2
+    assert kernel.parts[1].layout.num_graphs == B

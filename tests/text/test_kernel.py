@@ -306,3 +306,22 @@ def test_bad_arguments_are_named() -> None:
     ):
         with pytest.raises(ArgumentError, match=f"^{name}"):
             call()
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_walks_run_on_ragged_rows(name: str) -> None:
+    """Every example as it would be alone, times per example and all."""
+    dense: Any = CHAINS[name](RectifiedFlow())
+    sizes = [2, 3, 1, 1]
+    kernel = dense.given(index=torch.repeat_interleave(torch.arange(B), torch.tensor(sizes)), num_graphs=B)
+    x_0, t = tokens(7), torch.tensor([0.2, 0.5, 0.7, 1.0], dtype=torch.float64)
+    x_t = kernel.marginal(x_0, t).sample([seeded(i) for i in range(B)])
+    belief = torch.randn(7, dense.K, generator=seeded(1), dtype=torch.float64).log_softmax(-1)
+    gaps, rates = kernel.gap(x_t, x_0, belief, t / 2, t), kernel.gap_rate(x_t, x_0, belief, t)
+    for b, (one, two, three) in enumerate(zip(x_0.split(sizes), x_t.split(sizes), belief.split(sizes), strict=True)):
+        own = t[b : b + 1]
+        assert torch.equal(dense.marginal(one[None], own).sample([seeded(b)])[0], two)
+        alone = dense.gap(two[None], one[None], three[None], own / 2, own)
+        torch.testing.assert_close(gaps[b : b + 1], alone, rtol=1e-9, atol=1e-12)
+        alone = dense.gap_rate(two[None], one[None], three[None], own)
+        torch.testing.assert_close(rates[b : b + 1], alone, rtol=1e-9, atol=1e-12)
