@@ -265,11 +265,11 @@ def load(
         attempts=attempts if relaxed else 0,
         seed=seed,
     )
-    entries = [ask(entry) for entry in found.entries(split, count)]
-    if not entries:
-        raise DataError(f"{found.name}: no molecule belongs to {split}")
     key = f"{found.key} {split} {count} {place if given else None} {relaxed}"
-    table = prepare(entries, len(entries), key, options, cache_folder())
+    entries = map(ask, found.entries(split, count))
+    table = prepare(entries, count, key, options, cache_folder())
+    if not len(table["name"]) and not len(table["problem"]):
+        raise DataError(f"{found.name}: no molecule belongs to {split}")
     return Conformers(
         table, drafts=options.drafts, name=found.name, start=start, scale=scale, levels=levels or found.levels
     )

@@ -29,6 +29,13 @@ Reason = Literal["invalid", "disconnected", "unsupported-element", "no-embedding
 WINDOW = 10.0
 """kcal/mol above the best conformer, beyond which a minimum counts as of no interest."""
 
+_ATTEMPTS = (
+    {"maxIterations": 10},
+    # RDKit bounds the volumes of centres, which no cage of small rings can meet: the right ones are picked out after.
+    {"maxIterations": 10, "enforceChirality": False},
+    {"maxIterations": 50, "enforceChirality": False, "useRandomCoords": True},
+)
+
 _STEPS = 2000  # of the minimiser: small molecules need less than 500
 
 
@@ -74,8 +81,9 @@ def parse(smiles: str) -> Chem.Mol | Problem:
 def embed(mol: Chem.Mol, count: int, seed: int = 0, timeout: int = 30) -> Chem.Mol | Problem:
     """A copy of the molecule with up to `count` ETKDGv3 conformers of the asked stereochemistry, ids from 0.
 
-    Where fewer come, a second attempt starts from random coordinates for those that lack. No time is kept for
-    molecules of one atom. A seed gives the same conformers always.
+    For those that lack after the first attempt a second one leaves out RDKit's own bounds on chiral volumes, which
+    strained cages cannot meet, and takes what is right, or is after reflection; only if there is still none, a third
+    one starts from random coordinates. A seed gives the same conformers always, unless time runs out.
 
     Args:
         mol: with hydrogens; conformers that it has are dropped.
@@ -98,27 +106,30 @@ def embed(mol: Chem.Mol, count: int, seed: int = 0, timeout: int = 30) -> Chem.M
             made.GetConformer(k).Set3D(True)
         return made
     graph, found, wrong = arrays(mol), [], 0
-    for attempt in (0, 1):
+    for attempt, choice in enumerate(_ATTEMPTS):
+        lacking = count - len(found)
+        if lacking <= 0 or (found and attempt == len(_ATTEMPTS) - 1):
+            break
         trial = Chem.Mol(made)
         options = rdDistGeom.ETKDGv3()
         options.randomSeed = (seed + attempt * 0x2545F491) & 0x7FFFFFFF
-        options.useRandomCoords = bool(attempt)
         options.timeout = timeout
         options.numThreads = 1
+        for name, value in choice.items():
+            setattr(options, name, value)
         with rdBase.BlockLogs():
             try:
-                ids = list(rdDistGeom.EmbedMultipleConfs(trial, count - len(found), options))
+                ids = list(rdDistGeom.EmbedMultipleConfs(trial, lacking if not attempt else 2 * lacking, options))
             except (RuntimeError, ValueError):
                 ids = []
         for identity in ids:
             conformer = trial.GetConformer(identity)
-            positions = conformer.GetPositions()
-            if np.isfinite(positions).all() and right_stereo(graph, positions):
-                found.append(Chem.Conformer(conformer))
-            else:
+            x = _as_asked(graph, conformer.GetPositions())
+            if x is None:
                 wrong += 1
-        if len(found) >= count:
-            break
+            elif len(found) < count:
+                conformer.SetPositions(x)
+                found.append(Chem.Conformer(conformer))
     if not found:
         if wrong:
             return Problem("stereo-failed", f"{wrong} conformers, none with the asked stereochemistry")
@@ -173,6 +184,13 @@ def right_stereo(graph: Arrays, positions: np.ndarray) -> bool:
         if (same > 0) != (relation[p, q] == 1):
             return False
     return True
+
+
+def _as_asked(graph: Arrays, x: np.ndarray) -> np.ndarray | None:
+    """A geometry, or its mirror image, whichever has the asked stereochemistry; None if neither has."""
+    if not np.isfinite(x).all():
+        return None
+    return next((y for y in (x, x * (1.0, 1.0, -1.0)) if right_stereo(graph, y)), None)
 
 
 def keep(energies: Sequence[float] | np.ndarray, window: float = WINDOW) -> list[int]:

@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import sys
 import warnings
 import zipfile
 import zlib
@@ -114,7 +115,7 @@ def prepare_one(entry: Entry, options: Options) -> list[Table | Problem]:
     return made
 
 
-def deduplicate(of: Symmetry, positions: Sequence[np.ndarray], apart: float = SAME) -> list[int]:
+def deduplicate(of: Symmetry, positions: Sequence[np.ndarray] | np.ndarray, apart: float = SAME) -> list[int]:
     """Places of conformers (N, 3) that are farther than `apart` Å (over all atoms) from every earlier one."""
     kept: list[int] = []
     for k, x in enumerate(positions):
@@ -123,12 +124,14 @@ def deduplicate(of: Symmetry, positions: Sequence[np.ndarray], apart: float = SA
     return kept
 
 
-def prepare(entries: Iterable[Entry | Broken], total: int, name: str, options: Options, folder: Path | None) -> Table:
+def prepare(
+    entries: Iterable[Entry | Broken], total: int | None, name: str, options: Options, folder: Path | None
+) -> Table:
     """The table of many molecules, in their order.
 
     Args:
         entries: what is to be prepared; what failed before is passed on to the table.
-        total: their number.
+        total: their number, if known, for the progress bar.
         name: of the set and of what was taken from it; with options and versions the key of what is kept.
         options: how.
         folder: where tables are kept, part by part, so that an interrupted preparation goes on; None keeps nothing. A
@@ -143,7 +146,7 @@ def prepare(entries: Iterable[Entry | Broken], total: int, name: str, options: O
     parts: list[Table] = []
     files: list[Path] = []
     stream = iter(entries)
-    with tqdm(total=total, desc=f"preparing {name}", unit="mol", disable=None if total >= 64 else True) as bar:
+    with tqdm(total=total, desc=f"preparing {name}", unit="mol", disable=_quiet(total)) as bar:
         while group := list(islice(stream, _PART)):
             file = None if folder is None else folder / f"{key}.{len(parts):04d}.npz"
             table = None if file is None else _read(file)
@@ -160,6 +163,11 @@ def prepare(entries: Iterable[Entry | Broken], total: int, name: str, options: O
         for file in files:
             file.unlink(missing_ok=True)
     return table
+
+
+def _quiet(total: int | None) -> bool:
+    """Whether to show no progress: few molecules, or nobody who would see it."""
+    return (total is not None and total < 64) or not sys.stderr.isatty()
 
 
 def _referred(entry: Entry, graph: Arrays, of: Symmetry, mol: Chem.Mol | None, options: Options) -> Table | Problem:

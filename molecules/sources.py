@@ -90,7 +90,8 @@ def _qm9_arrays(path: Path) -> Source:
         return (name, mol) if isinstance(mol, Problem) else Entry(name, mol, x[None])
 
     order = _shuffled(np.flatnonzero(have["bonds_ok"] == 1))
-    return Source("qm9", "qm9 arrays", ("B3LYP",), lambda split, count: _select(map(one, order), split, count))
+    content = hashlib.sha256(have["xyz_milliangstrom"].tobytes() + have["gdb_index"].tobytes()).hexdigest()[:16]
+    return Source("qm9", f"qm9 {content}", ("B3LYP",), lambda split, count: _select(map(one, order), split, count))
 
 
 def _qm9_sdf(path: Path) -> Source:

@@ -173,18 +173,15 @@ def _kabsch(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _alternate(of: Symmetry, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """For every automorphism the hydrogens' best exchange, by turns with the rotation; (A, N)."""
-    chosen = of.core.copy()
-    movable = np.unique(np.concatenate([group.ravel() for group in of.groups])) if of.groups else np.array([], int)
-    weight = np.ones((of.size, 1))
-    weight[movable] = 0  # the first rotation looks only at what is certain, if that fixes it
-    if _flat(x * weight) or _flat(y * weight):
-        weight[:] = 1
-    else:
-        x_mean, y_mean = (weight * x).sum(0) / weight.sum(), (weight * y).sum(0) / weight.sum()
-        moved, target = (x[chosen] - x_mean) * weight, (y - y_mean) * weight
-        turns = _kabsch(moved, target)[0]
-        _exchange(of, chosen, (x - x_mean)[chosen] @ np.swapaxes(turns, 1, 2), y - y_mean)
+    """For every automorphism the hydrogens' best exchange, by turns with the rotation, from two starts; (2 A, N)."""
+    chosen = np.concatenate([of.core, of.core])
+    half = chosen[: len(of.core)]
+    # One start lays on each other what is certain, if that fixes the rotation; the other takes the labels as they are.
+    certain = np.setdiff1d(np.arange(of.size), np.concatenate([group.ravel() for group in of.groups] or [[]]))
+    if not _flat(x[certain]) and not _flat(y[certain]):
+        about, target = x - x[certain].mean(0), y - y[certain].mean(0)
+        turns = _kabsch(about[half[:, certain]], target[certain])[0]
+        _exchange(of, half, about[half] @ np.swapaxes(turns, 1, 2), target)
     for _ in range(_TURNS):
         turns = _kabsch(x[chosen], y)[0]
         if not _exchange(of, chosen, x[chosen] @ np.swapaxes(turns, 1, 2), y):
@@ -211,8 +208,10 @@ def _exchange(of: Symmetry, chosen: np.ndarray, placed: np.ndarray, y: np.ndarra
 
 def _flat(x: np.ndarray) -> bool:
     """Whether points lie on a line, nearly: their rotation is then not determined."""
+    if len(x) < 3:
+        return True
     s = np.linalg.svd(x - x.mean(0), compute_uv=False)
-    return len(s) < 2 or s[1] < 0.1 * max(s[0], 1e-9)
+    return s[1] < 0.1 * s[0]
 
 
 def _lawful(graph: Arrays, core: np.ndarray) -> np.ndarray:
