@@ -199,21 +199,20 @@ class Block(nn.Module):
         (b, n, w), u = h.shape, self.vectors
         a_i, b_j, values = self.of_scalars(h).to(v.dtype)[:, :, None].split([w, w, u], dim=3)
         p_i, q_j, vectors, left, right = self.mixed(self.of_vectors, v).split([w, w, u, u, u], dim=3)
-        dots = heads(left) @ heads(right).transpose(2, 3) * (u // HEADS) ** -0.5
+        pre = F.linear(pairs.own, self.own.weight).to(v.dtype)
         with torch.autocast(h.device.type, enabled=False):
+            # Results of products are fresh: adding to them in place is safe and saves passes over the largest arrays.
+            dots = heads(left) @ heads(right).transpose(2, 3) * (u // HEADS) ** -0.5
+            dots = dots.permute(0, 2, 3, 1).reshape(-1, HEADS)
+            pre = torch.addmm(pre.view(-1, w), dots, self.dots.weight.to(v.dtype).T).view(b * n, n, w)
+            pre = torch.baddbmm(pre, pairs.sides, torch.cat([a_i, p_i], dim=2).view(b * n, 4, w)).view(b, n, n, w)
             of_j = torch.bmm(pairs.sides, torch.cat([b_j, q_j], dim=2).view(b * n, 4, w))
-            of_j = of_j.view(b, n, n, w).transpose(1, 2)
-        pre = self.own(pairs.own) + self.dots(dots.permute(0, 2, 3, 1))
-        with torch.autocast(h.device.type, enabled=False):
-            pre = torch.baddbmm(
-                pre.view(b * n, n, w).to(v.dtype), pairs.sides, torch.cat([a_i, p_i], 2).view(b * n, 4, w)
-            )
-            pre = pre.view(b, n, n, w) + of_j
-        m = F.silu(self.message(F.silu(pre)))
+            pre += of_j.view(b, n, n, w).transpose(1, 2)
+        m = F.silu(self.message(F.silu(pre.to(pairs.own.dtype))))
         weights = self.weights(m).permute(0, 3, 1, 2)
         with torch.autocast(h.device.type, enabled=False):
             near = torch.bmm(pairs.sums, m.to(v.dtype).view(b * n, n, w)).view(b, n, SUMS, w)
-            far = (weights * pairs.weight) @ heads(torch.cat([values, vectors], dim=2))
+            far = (weights.to(v.dtype) * pairs.weight) @ heads(torch.cat([values, vectors], dim=2))
             far = far.view(b, HEADS, n, 4, -1).permute(0, 2, 3, 1, 4).flatten(3)
         S = torch.cat([near[:, :, 0], far[:, :, 0]], dim=2)
         return S, torch.cat([near[:, :, 1:4], near[:, :, 4:], far[:, :, 1:]], dim=3)
@@ -314,6 +313,8 @@ class Equivariant(nn.Module):
         weight = torch.where(paired, 0.25 / (1 + (distance / NEIGHBOURHOOD) ** 2), 0)
         ones = torch.ones_like(weight).unsqueeze(3)
         sums = torch.cat([ones, direction, apart], dim=3) * weight.unsqueeze(3)
+        if torch.is_autocast_enabled(own.device.type):
+            own = own.to(torch.get_autocast_dtype(own.device.type))  # once, not in every block
         return Pairs(
             own,
             torch.cat([ones, direction], dim=3).view(b * n, n, 4),
