@@ -18,11 +18,10 @@ from polydiff.core.bounds import elbo
 from polydiff.core.categorical import absorbing
 from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError, ConfigError, DataError
-from polydiff.core.estimates import continuous_elbo
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.options import TrainingOptions
 from polydiff.core.product import Product
-from polydiff.core.randomness import seeded
+from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.schedules import Cosine, RectifiedFlow
 from polydiff.molecules.generation import MoleculePipeline
 from polydiff.molecules.generation_data import Molecules
@@ -114,33 +113,45 @@ class Coupled:
 
 
 def test_the_continuous_bound_of_a_coupled_law_is_its_density() -> None:
-    """In infinitely many steps nothing is lost by factorised steps; 5 standard errors, of about 0.02 nats each."""
-    toy = Coupled(30_000)
-    x_0 = toy.sample(seeded(0))
-    bound = continuous_elbo(toy.denoise, toy.kernel, x_0, terms=2, low=1e-3, generator=seeded(1)).total
-    slack = bound + toy.log_prob(x_0)
+    """In infinitely many steps factorised ones lose nothing (5 standard errors).
+
+    Times come half from the positions' pace, half evenly: where the one is rare, the rate of the other is not small.
+    """
+    toy, low, terms, g = Coupled(4_000), 1e-2, 6, seeded(1)
+    x_0, schedule = toy.sample(seeded(0)), toy.positions
+    ends = torch.tensor([low, 1.0], dtype=torch.float64)
+    first, end = torch.nn.functional.softplus(schedule.log_snr(ends), threshold=40).tolist()
+    total = toy.kernel.marginal(x_0, 1.0).kl(toy.kernel.prior(x_0))
+    for term in range(terms):
+        share = torch.rand(toy.count, generator=g, dtype=torch.float64)
+        t = toy.kernel.pace(share, low)[0] if term % 2 else low + (1 - low) * share
+        paced = torch.sigmoid(schedule.log_snr(t)) * schedule.log_snr_rate(t) / (end - first)
+        density = (paced + 1 / (1 - low)) / 2
+        x_t = toy.kernel.marginal(x_0, t).sample(g)
+        total = total + toy.kernel.gap_rate(x_t, x_0, toy.denoise(x_t, t), t) / density / terms
+    x_t = toy.kernel.marginal(x_0, low).sample(g)
+    total = total - toy.kernel.likelihood(toy.denoise(x_t, low), low).log_prob(x_0)
+    slack = total + toy.log_prob(x_0)
     error = float(slack.std()) / toy.count**0.5
-    assert error < 0.02
-    assert abs(float(slack.mean())) < 5 * error + 2e-3  # what is left of the last 1e-3 of time
+    assert error < 0.08
+    assert abs(float(slack.mean())) < 5 * error
 
 
-def test_a_coarse_bound_of_a_coupled_law_is_above_its_density() -> None:
-    toy = Coupled(4_000)
+def test_coarse_bounds_of_a_coupled_law_lose_by_factorising() -> None:
+    toy = Coupled(2_000)
     x_0 = toy.sample(seeded(0))
     slack = elbo(toy.denoise, toy.kernel, x_0, grids.uniform(4), generator=seeded(1)).total + toy.log_prob(x_0)
     assert float(slack.mean()) > 5 * float(slack.std()) / toy.count**0.5
 
 
 def test_the_likelihood_counts_in_angstrom(untrained: MoleculePipeline) -> None:
-    """Another unit of positions with the same network function is the same density in Angstrom, 3 (N - 1) log's away."""
+    """The core's bound of centred positions over `scale`, 3 (N - 1) times its logarithm away; labelled atoms."""
     molecules = [METHANE, WATER, Atoms(("H",), torch.zeros(1, 3))]
     found = untrained.log_likelihood(molecules, steps=20, terms=None)
     kernel, denoise = untrained.bound_to([5, 3, 1])
     scale = untrained.config.network.scale
     x = torch.cat([one.positions - one.positions.mean(0) for one in molecules]) / scale
     types = torch.tensor([1, 0, 0, 0, 0, 2, 0, 0, 0])
-    from polydiff.core.randomness import example_generators
-
     nats = elbo(denoise, kernel, (x, types), grids.uniform(20), generator=example_generators(0, 0, range(3))).total
     for one, value, n, size in zip(
         found, nats.tolist(), (5, 3, 1), (math.log(2), math.log(8 / 3), math.inf), strict=True
@@ -158,10 +169,11 @@ def test_the_likelihood_does_not_depend_on_neighbours_or_the_frame(untrained: Mo
     moved = untrained.log_likelihood([METHANE._replace(positions=METHANE.positions + 7)], steps=10, terms=3)
     for mine, other in ((both[0], apart[0]), (both[1], apart[1]), (both[0], moved[0])):
         assert mine.nats == pytest.approx(other.nats, rel=1e-9)
-    many = [untrained.log_likelihood([WATER], steps=8, terms=2, seed=s)[0].nats for s in range(200)]
-    whole = [untrained.log_likelihood([WATER], steps=8, terms=None, seed=s)[0].nats for s in range(200)]
-    a, b = torch.tensor(many), torch.tensor(whole)
-    assert abs(float(a.mean() - b.mean())) < 5 * float((a.var() + b.var()).sqrt()) / 200**0.5
+    few, every = (
+        torch.tensor([one.nats for one in untrained.log_likelihood([WATER] * 200, steps=8, terms=terms)])
+        for terms in (2, None)
+    )
+    assert abs(float(few.mean() - every.mean())) < 5 * float((few.var() + every.var()).sqrt()) / 200**0.5
 
 
 # ------------------------------------------------------------------------------------------------ drawing

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from rdkit import Chem
-from rdkit.Chem import AllChem
+from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
 
 from polydiff.core.errors import ArgumentError
 from polydiff.molecules.stability import (
@@ -25,8 +25,8 @@ from polydiff.molecules.stability import (
 def made(smiles: str) -> Atoms:
     """A geometry from distance geometry and MMFF94."""
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
-    assert AllChem.EmbedMolecule(mol, randomSeed=1) == 0
-    assert AllChem.MMFFOptimizeMolecule(mol, maxIters=2000) == 0
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=1) == 0
+    assert rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=2000) == 0
     elements = tuple(atom.GetSymbol() for atom in mol.GetAtoms())
     return Atoms(elements, torch.from_numpy(mol.GetConformer().GetPositions()))
 
