@@ -16,7 +16,7 @@ from ..core.commands import run
 
 __all__ = ["COMMANDS", "DOMAINS", "main"]
 
-DOMAINS = ("vision", "text")
+DOMAINS = ("vision", "text", "molecules")
 
 METHODS = "run every method of the core on the smallest case of every domain, and print what works"
 

@@ -30,8 +30,8 @@ from torch.utils.data import Dataset
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
 from .graphs import ELEMENTS, Arrays, assemble, structure
-from .preparing import LEVELS, Broken, Entry, Options, Table, prepare
-from .sources import NAMES, from_file
+from .preparing import LEVELS, Broken, Entry, Options, Table, join, prepare
+from .sources import NAMES, Source, from_file
 from .splits import Split
 
 __all__ = ["LEVELS", "NAMES", "STARTS", "Conformers", "Start", "cache_folder", "load"]
@@ -191,7 +191,7 @@ def cache_folder() -> Path:
 
 
 def load(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     split: Split = "train",
     *,
     start: Start = "draft",
@@ -203,20 +203,21 @@ def load(
     seed: int = 0,
     attempts: int | None = None,
 ) -> Conformers:
-    """A data set by name (`NAMES`), or from the user's own file.
+    """Data sets by name (`NAMES`), or from the user's own files, as one.
 
     The first use prepares the molecules on all cores and keeps the result in `cache_folder`; an interrupted preparation
     goes on where it stopped.
 
     Args:
-        source: "small" (no download), "mini-qm9", "qm9", or a path: `.sdf` with 3-D conformers, which are then the
-            references; or `.smi`, `.txt`, `.csv` of SMILES, of which minima of MMFF94 are made. See `sources`.
+        source: "small" (no download), "mini-qm9", "qm9", "esol", "freesolv"; or a path: `.sdf` with 3-D conformers,
+            which are then the references; or `.smi`, `.txt`, `.csv` of SMILES, of which minima of MMFF94 are made. See
+            `sources`. Several are put one after another.
         split: "train", "valid" or "test".
         start: of the diffusion: "draft", "harmonic" or "centred".
         scale: Å, the unit of the states.
         data_root: where the named sets lie or are downloaded to; default: environment variable POLYDIFF_DATA, else
             `~/.cache/polydiff`. Files already there are only read.
-        count: of molecules at most, the first of a fixed random order.
+        count: of molecules of each source at most, the first of a fixed random order.
         drafts: pairs per molecule, D.
         levels: names of LEVELS, in the order in which the network knows them. Default: what the set has, "B3LYP" for
             qm9, "MMFF94" where only SMILES are given. "MMFF94" is made of any molecule; "B3LYP" is passed over where
@@ -226,9 +227,12 @@ def load(
             5 * `drafts`, as the reference ensemble.
 
     Raises:
-        DataError: names the file or set at fault and the way out. ArgumentError: split, start, scale, count, drafts,
-            levels or attempts.
+        DataError: names the file or set at fault and the way out. ArgumentError: source, split, start, scale, count,
+            drafts, levels or attempts.
     """
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    if not sources or len(set(map(str, sources))) < len(sources):
+        raise ArgumentError("source", sources, "names or files, each once")
     if split not in get_args(Split):
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
     if start not in STARTS:
@@ -238,19 +242,43 @@ def load(
             raise ArgumentError(name, value, "a positive number")
     if levels is not None and (not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS)):
         raise ArgumentError("levels", levels, "some of " + ", ".join(LEVELS) + ", each once")
+    found = [located(one, data_root) for one in sources]
+    known = tuple(level for level in LEVELS if any(level in one.levels for one, _ in found))
+    relaxed = "MMFF94" in (levels or known)
+    options = Options(
+        drafts=drafts if start == "draft" or relaxed else 1,
+        embedded=start == "draft",
+        attempts=max(attempts or (drafts if split == "train" else 5 * drafts), drafts) if relaxed else 0,
+        seed=seed,
+    )
+    tables = [prepared(one, named, split, levels, count, options) for one, named in found]
+    names = " + ".join(one.name for one, _ in found)
+    return Conformers(
+        join(tables), drafts=options.drafts, name=names, start=start, scale=scale, levels=levels or known
+    )  # fmt: skip
+
+
+def located(source: str | os.PathLike[str], data_root: str | os.PathLike[str] | None) -> tuple[Source, bool]:
+    """Where molecules come from, and whether that is a set with a name of its own."""
     own = NAMES.get(str(source))
     path = Path(source).expanduser()
     if own is None and not path.is_file():
         raise DataError(f"{source}: neither a data set ({', '.join(NAMES)}) nor a file of molecules")
-    found = from_file(path) if own is None else own(data_folder(data_root))
+    return (from_file(path), False) if own is None else (own(data_folder(data_root)), True)
+
+
+def prepared(
+    found: Source, named: bool, split: Split, levels: Sequence[str] | None, count: int | None, options: Options
+) -> Table:
+    """The table of one source; arguments as `load`."""
     wanted = tuple(levels or found.levels)
     place, relaxed = LEVELS.index("B3LYP"), "MMFF94" in wanted
-    if own is None and "B3LYP" in found.levels:
+    if not named and "B3LYP" in found.levels:
         place = LEVELS.index(wanted[0])
         relaxed = "MMFF94" in wanted[1:]
     given = LEVELS[place] in wanted and "B3LYP" in found.levels
     if not given and not relaxed:
-        raise DataError(f"{source}: has no geometries of {', '.join(wanted)}; 'MMFF94' can be made of any molecule")
+        raise DataError(f"{found.name}: has no geometries of {', '.join(wanted)}; 'MMFF94' can be made of any molecule")
 
     def ask(entry: Entry | Broken) -> Entry | Broken:
         if not isinstance(entry, Entry):
@@ -258,18 +286,9 @@ def load(
         references = entry.references if given else None
         return replace(entry, references=references, level=place, relaxed=relaxed)
 
-    attempts = max(attempts or (drafts if split == "train" else 5 * drafts), drafts)
-    options = Options(
-        drafts=drafts if start == "draft" or relaxed else 1,
-        embedded=start == "draft",
-        attempts=attempts if relaxed else 0,
-        seed=seed,
-    )
+    options = replace(options, attempts=options.attempts if relaxed else 0)
     key = f"{found.key} {split} {count} {place if given else None} {relaxed}"
-    entries = map(ask, found.entries(split, count))
-    table = prepare(entries, count, key, options, cache_folder())
+    table = prepare(map(ask, found.entries(split, count)), count, key, options, cache_folder())
     if not len(table["name"]) and not len(table["problem"]):
         raise DataError(f"{found.name}: no molecule belongs to {split}")
-    return Conformers(
-        table, drafts=options.drafts, name=found.name, start=start, scale=scale, levels=levels or found.levels
-    )
+    return table

@@ -209,7 +209,8 @@ def _describe(atom: Chem.Atom, ring: int) -> tuple[int, ...]:
         min(max(atom.GetFormalCharge() + 3, 0), 6),
         min(atom.GetDegree(), 6),
         min(atom.GetTotalNumHs(includeNeighbors=True), 4),
-        _HYBRIDISATIONS.get(atom.GetHybridization(), 0),
+        # RDKit leaves it open for hydrogens that were added after sanitising.
+        1 if atom.GetAtomicNum() == 1 else _HYBRIDISATIONS.get(atom.GetHybridization(), 0),
         int(atom.GetIsAromatic()),
         min(max(ring - 2, 0), 8),
     )

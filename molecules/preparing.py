@@ -38,7 +38,7 @@ from .drafts import Problem, embed, keep, relax, right_stereo
 from .graphs import ATOM_SIZES, EDGE_SIZES, Arrays, UnsupportedElementError, arrays
 from .symmetry import Symmetry, best_match, rotation, symmetry
 
-__all__ = ["LEVELS", "Broken", "Entry", "Options", "Table", "deduplicate", "prepare", "prepare_one"]
+__all__ = ["LEVELS", "Broken", "Entry", "Options", "Table", "deduplicate", "join", "prepare", "prepare_one"]
 
 LEVELS = ("B3LYP", "MMFF94")
 """Levels of theory of the targets; a batch holds indices into these."""
@@ -151,14 +151,14 @@ def prepare(
             file = None if folder is None else folder / f"{key}.{len(parts):04d}.npz"
             table = None if file is None else _read(file)
             if table is None:
-                table = _join(list(_parallel(group, options, bar)))
+                table = join(list(_parallel(group, options, bar)))
                 if file is not None and _write(file, table):
                     files.append(file)
             else:
                 files.append(file)  # pyright: ignore[reportArgumentType]: a table was read from it
                 bar.update(len(group))
             parts.append(table)
-    table = _join(parts)
+    table = join(parts)
     if final is not None and _write(final, table):
         for file in files:
             file.unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def _nothing() -> Table:
     }
 
 
-def _join(tables: Sequence[Table]) -> Table:
+def join(tables: Sequence[Table]) -> Table:
     """Tables one after another."""
     return {key: np.concatenate([empty, *(table[key] for table in tables)]) for key, empty in _nothing().items()}
 
@@ -287,7 +287,7 @@ def _chunk(group: Sequence[Entry | Broken], options: Options) -> Table:
             if isinstance(made, Problem):
                 made = _nothing() | {"problem": np.array([[name, made.reason, made.detail]])}
             tables.append(made)
-    return _join(tables)
+    return join(tables)
 
 
 def _parallel(group: Sequence[Entry | Broken], options: Options, bar: tqdm) -> Iterator[Table]:

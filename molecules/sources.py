@@ -3,6 +3,7 @@
 `qm9`: the small organic molecules of Ramakrishnan, Dral, Rupp and von Lilienfeld 2014 (Sci. Data 1, 140022), one
 minimum of B3LYP/6-31G(2df,p) each, split by ring system (`splits`). `mini-qm9`: the 1,000 molecules of QM9 on which
 conformer generators are compared (Ganea et al. 2021, arXiv:2106.07802), as SMILES; minima of MMFF94 are made.
+`esol`, `freesolv`: small molecules of more elements (Delaney 2004; Mobley and Guthrie 2014), as SMILES.
 `small`: the list in `smiles`, which needs no download.
 """
 
@@ -34,6 +35,7 @@ __all__ = ["NAMES", "Source", "from_file", "qm9"]
 
 GDB9 = "http://deepchem.io.s3-website-us-west-1.amazonaws.com/datasets/gdb9.tar.gz"
 GDB9_MD5 = "560f62d8e6c992ca0cf8ed8d013f9131"
+DEEPCHEM = "https://deepchemdata.s3-us-west-1.amazonaws.com/datasets/"
 MINI = "https://raw.githubusercontent.com/PattanaikL/GeoMol/0910538/data/QM9/test_smiles.csv"
 MINI_SHA256 = "9e253eef6f6f595237a670aa994e746186b572bf94ee579e1c402879ab2ec075"
 MINI_SIZE = 27483
@@ -196,6 +198,21 @@ def mini_qm9(root: Path) -> Source:
     return _smiles_source("mini-qm9", _smiles_table(path))
 
 
+def moleculenet(name: str, file: str, checksum: str, size: int) -> Callable[[Path], Source]:
+    """A property set of MoleculeNet (Wu et al. 2018), for its SMILES; ensembles are made, and split by molecule."""
+
+    def found(root: Path) -> Source:
+        for place in (root / "molecules" / "smiles_moleculenet", root / "smiles_moleculenet"):
+            if (path := place / f"{name}.csv.gz").is_file():
+                break
+        else:
+            path = root / "molecules" / "smiles_moleculenet" / f"{name}.csv"
+            download(name, DEEPCHEM + file, path, checksum, size=size)
+        return _smiles_source(name, _smiles_table(path))
+
+    return found
+
+
 def small() -> Source:
     """The list that comes with the package; ensembles are made, and split at random by molecule."""
     return _smiles_source("small", [(smiles, smiles) for smiles in SMILES])
@@ -256,7 +273,7 @@ def _smiles_source(name: str, table: Sequence[tuple[str, str]]) -> Source:
                 taken += 1
                 yield made
 
-    return Source(name, f"{name} {content}", ("MMFF94",), entries)
+    return Source(name, f"{name} smiles {content}", ("MMFF94",), entries)
 
 
 def _sdf_source(path: Path) -> Source:
@@ -314,5 +331,11 @@ NAMES: Mapping[str, Callable[[Path], Source]] = {
     "small": lambda root: small(),
     "mini-qm9": mini_qm9,
     "qm9": qm9,
+    "esol": moleculenet(
+        "esol", "delaney-processed.csv", "8c06a76f0c6487d29ab0f903e6a7a7139f189ab3c1178f159c8be8964602f189", 96_699
+    ),
+    "freesolv": moleculenet(
+        "freesolv", "SAMPL.csv", "a4fbf3b28fe2e604d6bd7ea0e20b4494ff732400a80f58d1b393677cfbc1b06c", 31_417
+    ),
 }
 """The edge: names that users type to the functions that find them under a data root."""
