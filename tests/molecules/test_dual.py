@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ def network(dtype: torch.dtype = torch.float64):
 
 
 def problem(*smiles: str, dtype: torch.dtype = torch.float64) -> dict:
-    found = batch([graph(Chem.AddHs(Chem.MolFromSmiles(one))) for one in smiles])
+    found: Any = batch([graph(Chem.AddHs(Chem.MolFromSmiles(one))) for one in smiles])
     g = torch.Generator().manual_seed(0)
-    rows, count = len(found.atom), len(smiles)
+    rows, count = len(found.batch), len(smiles)
     return {
         "x": torch.randn(rows, 3, generator=g, dtype=torch.float64).to(dtype),
         "c": (1000 * torch.rand(count, generator=g, dtype=torch.float64)).to(dtype),
