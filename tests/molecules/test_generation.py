@@ -31,8 +31,9 @@ from polydiff.molecules.generation_network import GeneratorConfig
 from polydiff.molecules.generation_options import GenerationSample, GenerationTrain, GeneratorNetwork
 from polydiff.molecules.generation_sample import main as sample_main
 from polydiff.molecules.generation_sample import sdf
+from polydiff.molecules.generation_sources import load
 from polydiff.molecules.generation_train import train
-from polydiff.molecules.stability import Atoms, by_lengths
+from polydiff.molecules.stability import Atoms, by_lengths, stable_atoms
 
 METHANE = Atoms(
     ("C", "H", "H", "H", "H"),
@@ -381,3 +382,33 @@ def test_other_noise_trains_too(tmp_path: Path, changes: dict[str, Any]) -> None
     made, trained = train(data, options(tmp_path / "run", **changes))
     assert all(math.isfinite(entry["loss"]) for entry in trained.history)
     assert isinstance(made.log_likelihood([WATER], steps=5, terms=1)[0], Likelihood)
+
+
+def test_sources_are_those_of_conformers(tmp_path: Path) -> None:
+    """A user's SDF as it is, SMILES as minima of MMFF94, the embedded list without a download."""
+    mol = sanitised(METHANE)
+    mol.SetProp("_Name", "methane")
+    file = tmp_path / "own.sdf"
+    file.write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
+    splits = [split for split in ("train", "valid", "test") if is_there(file, split)]
+    assert len(splits) == 1
+    (one,) = [load(file, splits[0]).atoms(0)]
+    assert one.elements == METHANE.elements
+    torch.testing.assert_close(one.positions, METHANE.positions, rtol=0, atol=2e-4)
+    (tmp_path / "own.smi").write_text("\n".join(["O", "C", "CC", "CO", "N"]))
+    made = load(tmp_path / "own.smi", "train", scale=1.0)
+    assert made.scale == 1.0 and all(bool(stable_atoms(made.atoms(i)).all()) for i in range(len(made)))
+    small = load("small", count=3)
+    assert len(small) == 3 and set(small.elements) <= {"H", *"BCNOFSPI", "Cl", "Br", "Si"}
+    for bad in ({"split": "all"}, {"count": 0}):
+        with pytest.raises(ArgumentError, match=f"^{next(iter(bad))}"):
+            load("small", **bad)
+    with pytest.raises(DataError, match="nowhere"):
+        load("nowhere")
+
+
+def is_there(file: Path, split: Any) -> bool:
+    try:
+        return len(load(file, split)) > 0
+    except DataError:
+        return False
