@@ -15,7 +15,7 @@ from ..core.config import Invocation, Range
 from ..core.names import ParametrisationName, ReadingName, ScheduleName, WeightName
 from ..core.options import TrainingOptions
 
-__all__ = ["BondsName", "GenerationSample", "GenerationTrain", "TypeLossName", "TypeNoiseName"]
+__all__ = ["BondsName", "GenerationSample", "GenerationTrain", "GeneratorNetwork", "TypeLossName", "TypeNoiseName"]
 
 TypeNoiseName: TypeAlias = Literal["absorbing", "uniform", "marginal"]
 TypeLossName: TypeAlias = Literal["cross-entropy", "weighted", "half-weighted"]

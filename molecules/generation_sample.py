@@ -1,4 +1,7 @@
-"""Draw whole molecules with a trained model: `main(GenerationSample(...))`. Molecule i depends on the seed and on i."""
+"""Draw whole molecules with a trained model: `python -m polydiff.molecules.generation_sample`.
+
+Molecule i depends on the seed and on i alone.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from rdkit import Chem
 
+from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from .generation import MoleculePipeline
@@ -64,3 +68,13 @@ def described(found: Figures) -> str:
         "unique among the valid": found.unique,
     }
     return "by bond lengths: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
+
+
+if __name__ == "__main__":
+    run(
+        GenerationSample,
+        main,
+        command="sample",
+        domain="molecules",
+        prog="python -m polydiff.molecules.generation_sample",
+    )
