@@ -234,6 +234,8 @@ class MoleculePipeline(Pipeline[MoleculeConfig]):
 
     def _sizes(self, count: int, sizes: int | Sequence[int] | None, how: How) -> list[int]:
         """A size for every molecule, those not given drawn from (seed, number)."""
+        if strange := sorted(how.keys() - How.__annotations__.keys()):
+            raise ArgumentError(strange[0], how[strange[0]], f"one of the keywords {', '.join(How.__annotations__)}")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ArgumentError("count", count, "an integer >= 1")
         if sizes is None:

@@ -214,6 +214,7 @@ def test_bad_numbers_are_named(untrained: MoleculePipeline) -> None:
         ("sizes", lambda: untrained.generate(2, [3])),
         ("sizes", lambda: untrained.generate(2, [3, -1])),
         ("steps", lambda: untrained.generate(1, steps=0)),
+        ("stops", lambda: untrained.generate(1, stops=5)),  # pyright: ignore
         ("batch_size", lambda: untrained.generate(1, batch_size=0)),
         ("size", lambda: untrained.complete(WATER, 3, 1)),
         ("sampler", lambda: untrained.complete(WATER, 5, 1, sampler=lambda *a, **k: iter(()))),
@@ -390,7 +391,8 @@ def test_sources_are_those_of_conformers(tmp_path: Path) -> None:
     mol.SetProp("_Name", "methane")
     file = tmp_path / "own.sdf"
     file.write_text(Chem.MolToMolBlock(mol) + "$$$$\n")
-    splits = [split for split in ("train", "valid", "test") if is_there(file, split)]
+    names: tuple[Any, ...] = ("train", "valid", "test")
+    splits = [split for split in names if is_there(file, split)]
     assert len(splits) == 1
     (one,) = [load(file, splits[0]).atoms(0)]
     assert one.elements == METHANE.elements
@@ -400,7 +402,8 @@ def test_sources_are_those_of_conformers(tmp_path: Path) -> None:
     assert made.scale == 1.0 and all(bool(stable_atoms(made.atoms(i)).all()) for i in range(len(made)))
     small = load("small", count=3)
     assert len(small) == 3 and set(small.elements) <= {"H", *"BCNOFSPI", "Cl", "Br", "Si"}
-    for bad in ({"split": "all"}, {"count": 0}):
+    wrong: list[dict[str, Any]] = [{"split": "all"}, {"count": 0}]
+    for bad in wrong:
         with pytest.raises(ArgumentError, match=f"^{next(iter(bad))}"):
             load("small", **bad)
     with pytest.raises(DataError, match="nowhere"):
