@@ -213,9 +213,17 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
         return c_skip * scale, c_out, c_in * scale, self.conditioning(t, self.schedule.log_snr(t))
 
     def read(self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]) -> Belief:
-        c_skip, c_out, c_in, c = numbers
+        return self.heard(self.network(*self.asked(x_t, numbers, kernel), **condition), x_t, t, numbers, kernel)
+
+    def asked(self, x_t: Tensor, numbers: tuple[Any, ...], kernel: Any) -> tuple[Tensor, Tensor]:
+        """What the network is given, c_in x_t and c (B,)."""
+        _, _, c_in, c = numbers
         scaled = x_t if isinstance(c_in, float) and c_in == 1.0 else kernel.combine((c_in, x_t))
-        output = self.network(scaled, network_time(c, kernel.examples(x_t), x_t), **condition)
+        return scaled, network_time(c, kernel.examples(x_t), x_t)
+
+    def heard(self, output: Tensor, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Any) -> Belief:
+        """The belief from what the network answers."""
+        c_skip, c_out, *_ = numbers
         if output.dtype != x_t.dtype:
             output = output.to(x_t.dtype)
         spread: float | Tensor = self.spread
@@ -272,8 +280,15 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
         return (self.conditioning(t, self.schedule.log_snr(t)),)
 
     def read(self, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Tokens, condition: dict[str, Any]) -> Tensor:
-        c = network_time(numbers[0], kernel.examples(x_t), x_t.new_empty((), dtype=torch.get_default_dtype()))
-        output = self.network(x_t, c, **condition)
+        return self.heard(self.network(*self.asked(x_t, numbers, kernel), **condition), x_t, t, numbers, kernel)
+
+    def asked(self, x_t: Tensor, numbers: tuple[Any, ...], kernel: Tokens) -> tuple[Tensor, Tensor]:
+        """What the network is given, x_t and c (B,)."""
+        blank = torch.empty((), dtype=torch.get_default_dtype(), device=x_t.device)
+        return x_t, network_time(numbers[0], kernel.examples(x_t), blank)
+
+    def heard(self, output: Tensor, x_t: Tensor, t: Time, numbers: tuple[Any, ...], kernel: Tokens) -> Tensor:
+        """The belief from what the network answers."""
         if output.ndim != x_t.ndim + 1 or output.shape[:-1] != x_t.shape or output.shape[-1] > kernel.K:
             raise ArgumentError("network", output, f"logits of shape {tuple(x_t.shape)} + (V,) with V <= {kernel.K}")
         output = output.to(torch.promote_types(output.dtype, torch.float32))

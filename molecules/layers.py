@@ -7,7 +7,7 @@ works in at least float32, whatever the precision of the network around it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,14 +130,7 @@ def grids(graph: Any, most: int, waste: float) -> Iterator[Grid]:
     """
     device, ptr = graph.edge_index.device, graph.ptr
     sizes = (ptr[1:] - ptr[:-1]).tolist()
-    order = sorted(range(len(sizes)), key=lambda k: -sizes[k])
-    groups: list[list[int]] = []
-    for k in order:
-        n = sizes[groups[-1][0]] if groups else 0
-        if n and (len(groups[-1]) + 1) * n * n <= most and n * n <= waste * max(sizes[k], 1) ** 2:
-            groups[-1].append(k)
-        elif sizes[k]:
-            groups.append([k])
+    groups = grouped(sizes, most, waste)
     # Where the square of a molecule starts among all squares, one behind the other, and how wide it is.
     start, width, total = [0] * len(sizes), [0] * len(sizes), 0
     for members in groups:
@@ -157,10 +150,27 @@ def grids(graph: Any, most: int, waste: float) -> Iterator[Grid]:
     for members in groups:
         n, b = sizes[members[0]], len(members)
         chosen = torch.tensor(members, device=device)
-        local = torch.arange(n, device=device)
-        present = local < torch.tensor([sizes[k] for k in members], device=device)[:, None]
-        rows = torch.where(present, ptr[chosen][:, None] + local, num_rows)
+        rows, present = squared(sizes, members, ptr, num_rows)
         yield Grid(chosen, rows, present, codes[start[members[0]] :][: b * n * n].view(b, n, n))
+
+
+def grouped(sizes: Sequence[int], most: int, waste: float) -> list[list[int]]:
+    """The numbers of molecules of these sizes in groups, largest first in each; arguments as in `grids`."""
+    groups: list[list[int]] = []
+    for k in sorted(range(len(sizes)), key=lambda k: -sizes[k]):
+        n = sizes[groups[-1][0]] if groups else 0
+        if n and (len(groups[-1]) + 1) * n * n <= most and n * n <= waste * max(sizes[k], 1) ** 2:
+            groups[-1].append(k)
+        elif sizes[k]:
+            groups.append([k])
+    return groups
+
+
+def squared(sizes: Sequence[int], members: Sequence[int], ptr: Tensor, absent: int) -> tuple[Tensor, Tensor]:
+    """A group's rows (b, n), `absent` where there is no atom, and whether there is one; ptr (B + 1,) of all rows."""
+    local = torch.arange(sizes[members[0]], device=ptr.device)
+    present = local < torch.tensor([sizes[k] for k in members], device=ptr.device)[:, None]
+    return torch.where(present, ptr[torch.tensor(members, device=ptr.device)][:, None] + local, absent), present
 
 
 def edge_table(dtype: torch.dtype, device: torch.device) -> Tensor:

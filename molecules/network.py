@@ -149,22 +149,29 @@ def modulated(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Messages of all pairs, their sums, then scalars and vectors of each atom with one another."""
+    """Messages of all pairs, their sums, then scalars and vectors of each atom with one another.
 
-    def __init__(self, config: EquivariantConfig):
+    Args:
+        width: F.
+        vectors: U.
+        pair_features: of `Pairs.own`.
+        chiral: whether signed volumes come with the pairs; without, the block commutes with reflections.
+    """
+
+    def __init__(self, width: int, vectors: int, pair_features: int, chiral: bool = True):
         super().__init__()
-        w, u = self.width, self.vectors = config.width, config.vectors
+        w, u = self.width, self.vectors = width, vectors
         self.of_scalars = nn.Linear(w, 2 * w + u)
         self.of_vectors = nn.Linear(u, 2 * w + 3 * u, bias=False)
-        self.own = nn.Linear(config.pair_features, w, bias=False)
+        self.own = nn.Linear(pair_features, w, bias=False)
         self.dots = nn.Linear(HEADS, w, bias=False)
         self.message = nn.Linear(w, w)
         self.weights = nn.Linear(w, HEADS, bias=False)
         self.collect = nn.Linear(w + u, w)
         self.collect_vectors = nn.Linear(2 * w + u, u, bias=False)
-        self.chiral = nn.Linear(CHIRAL[0], w, bias=False)
-        self.pull = nn.Linear(CHIRAL[1], u, bias=False)
-        self.pull_gate = nn.Linear(w, u)
+        self.chiral = nn.Linear(CHIRAL[0], w, bias=False) if chiral else None
+        self.pull = nn.Linear(CHIRAL[1], u, bias=False) if chiral else None
+        self.pull_gate = nn.Linear(w, u) if chiral else None
         self.mix = nn.Linear(u, 2 * u, bias=False)
         self.hidden = nn.Linear(w + 2 * u + 1, 2 * w)
         self.update = nn.Linear(2 * w, w + u)
@@ -174,11 +181,14 @@ class Block(nn.Module):
         """h (b, n, F), v (b, n, 3, U) -> the same."""
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.modulation(pairs.condition)[:, None].chunk(6, dim=2)
         normed = modulated(h, scale_1, shift_1)
-        normed = normed + self.chiral(pairs.chiral)
+        if self.chiral is not None:
+            normed = normed + self.chiral(pairs.chiral)
         S, V = self.exchange(normed, normal(v), pairs)
         h = torch.addcmul(h, 1 + gate_1, self.collect(S).to(h.dtype))
-        pulled = F.linear(pairs.pull, self.pull.weight.to(pairs.pull.dtype)) * self.pull_gate(normed)[:, :, None]
-        v = v + self.mixed(self.collect_vectors, V) + pulled
+        v = v + self.mixed(self.collect_vectors, V)
+        if self.pull is not None and self.pull_gate is not None:
+            pulled = F.linear(pairs.pull, self.pull.weight.to(pairs.pull.dtype))
+            v = v + pulled * self.pull_gate(normed)[:, :, None]
 
         normed, unit = modulated(h, scale_2, shift_2), normal(v)
         first, second = self.mixed(self.mix, unit).chunk(2, dim=3)
@@ -235,7 +245,7 @@ class Equivariant(nn.Module):
         self.moved = nn.Linear(1, u, bias=False)
         self.radial = RadialBasis(config.radial)
         self.conditioning = Conditioning(w, w, config.levels)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(w, u, config.pair_features) for _ in range(config.depth))
         self.modulation = zeroed(nn.Linear(w, 2 * w))
         self.last_vectors = nn.Linear(u, u, bias=False)
         self.gate = nn.Linear(w, u)
