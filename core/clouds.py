@@ -32,7 +32,8 @@ class Centred(Noise):
 
     def __init__(self, index: Tensor | None = None, num_graphs: int | None = None):
         super().__init__()
-        self.layout = Ragged(torch.zeros(0, dtype=torch.long) if index is None else index, num_graphs)
+        rows = torch.zeros(0, dtype=torch.long) if index is None else index
+        self.layout = Ragged(rows, num_graphs)  # pyright: ignore[reportIncompatibleVariableOverride]: never another kind
         self.rows: Tensor | None = None
         """(rows, 1), 1 for the rows that count and 0 for the others; None for all"""
 

@@ -20,7 +20,10 @@ __all__ = ["ClassifierFree"]
 
 
 class ClassifierFree(nn.Module):
-    """A network guided towards its condition; both branches run as one batch of 2 B.
+    """A network guided towards its condition.
+
+    Both branches run as one batch of 2 B where all conditions are tensors, and one after the other where one is not (a
+    batch of graphs, which has no first axis to be joined along).
 
     Args:
         network: `network(x, c, **condition)`.
@@ -37,16 +40,19 @@ class ClassifierFree(nn.Module):
             raise ArgumentError("null", null, "the null value of at least one condition")
         self.network, self.weight, self.null, self.channels = network, float(weight), dict(null), channels
 
-    def forward(self, x: Tensor, c: Tensor, **condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, **condition: Any) -> Tensor:
         missing = self.null.keys() - condition.keys()
         if missing:
             raise ArgumentError("condition", sorted(condition), f"values for {sorted(missing)} too")
-        both = {
-            name: torch.cat([value, torch.as_tensor(self.null.get(name, value)).to(value).expand_as(value)])
-            for name, value in condition.items()
-        }
-        output = self.network(torch.cat([x, x]), torch.cat([c, c]), **both)
-        conditional, null = output.chunk(2)
+        values = ((name, condition[name], null) for name, null in self.null.items())
+        without = {name: torch.as_tensor(null).to(value).expand_as(value) for name, value, null in values}
+        if all(isinstance(value, Tensor) for value in condition.values()):
+            dropped = {**condition, **without}
+            both = {name: torch.cat([value, dropped[name]]) for name, value in condition.items()}
+            output = self.network(torch.cat([x, x]), torch.cat([c, c]), **both)
+            conditional, null = output.chunk(2)
+        else:
+            conditional, null = self.network(x, c, **condition), self.network(x, c, **{**condition, **without})
         if self.channels is None:
             return torch.lerp(null, conditional, self.weight)
         mean = torch.lerp(null[:, : self.channels], conditional[:, : self.channels], self.weight)

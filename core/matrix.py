@@ -18,6 +18,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import trials, trials_learning, trials_tokens
 from .case import Case
@@ -51,7 +52,7 @@ class Method:
     noise: type | tuple[type, ...] = Noise
     """What a Gaussian's noise law must be an instance of."""
     conditional: bool = False
-    """Whether it is about the condition of a network."""
+    """Whether it is about a condition of the network that can be left out: one that is a tensor."""
     masked: bool = False
     """Whether the kernel must have a mask that every token ends as."""
 
@@ -61,7 +62,7 @@ class Method:
         return (
             isinstance(case.kernel, self.needs)
             and (law is None or isinstance(law, self.noise))
-            and (bool(case.condition) or not self.conditional)
+            and (any(isinstance(value, Tensor) for value in case.condition.values()) or not self.conditional)
             and (getattr(case.kernel, "mask", None) is not None or not self.masked)
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -168,23 +169,9 @@ def filtered(case: Case) -> None:
 
 
 def repeated(case: Case, times: int) -> tuple[Case, Tensor]:
-    """The case with every example repeated, and which example each is.
-
-    Of the condition, what has one entry for every example, or for every row of x_0, is repeated too.
-    """
-    kernel, count = case.kernel, case.kernel.examples(case.x_0)
-    index = torch.arange(count).repeat_interleave(times)
-
-    def repeat(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        if len(value) == count:
-            return value[index]
-        return kernel.take(value, index) if isinstance(case.x_0, Tensor) and len(value) == len(case.x_0) else value
-
-    condition = {name: repeat(value) for name, value in case.condition.items()}
-    view, x_0 = kernel.taken(index, case.x_0), kernel.take(case.x_0, index)
-    return Case(case.name, view, case.denoiser, x_0, condition), index
+    """The case with every example repeated, and which example each is."""
+    index = torch.arange(case.kernel.examples(case.x_0)).repeat_interleave(times)
+    return case.chosen(index), index
 
 
 def edited(case: Case) -> None:
@@ -235,7 +222,7 @@ def rescheduled(case: Case) -> None:
     mine = denoise(case)(x_t, float(t)).mean
     theirs = case.denoiser.given(other, **case.condition)(x_u, float(u)).mean
     check(torch.allclose(mine, theirs, atol=1e-3 * float(1 + mine.abs().max())), "another belief at equal log-SNR")
-    sampled(ancestral)(Case(case.name, other, case.denoiser, case.x_0, case.condition))
+    sampled(ancestral)(replace(case, kernel=other))
 
 
 def columned(case: Case) -> None:
@@ -312,7 +299,7 @@ def terminal(case: Case) -> None:
     schedule = ZeroTerminal(kernel.schedule)
     check(float(schedule(torch.ones((), dtype=torch.float64))[0]) == 0, "alpha_1 is not 0")
     other = Gaussian(schedule, kernel.noise)
-    sampled(ancestral)(Case(case.name, other, case.denoiser, case.x_0, case.condition))
+    sampled(ancestral)(replace(case, kernel=other))
 
 
 def truncated(case: Case) -> None:

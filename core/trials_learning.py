@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -197,5 +198,5 @@ def reflowed(case: Case) -> None:
     x_1 = kernel.combine((float(kernel.schedule(torch.ones((), dtype=torch.float64))[1]), pairs["x_1"]))
     bend = straightness(kernel, x_1, 1.0, euler(denoise(case), kernel, x_1, grid(case)))
     check((bend > -1e-3 * (1 + bend.abs())).all(), "straighter than a line")
-    given = Case(case.name, kernel, case.denoiser, pairs["x_0"], {**case.condition, "x_1": pairs["x_1"]})
+    given = replace(case, x_0=pairs["x_0"], condition={**case.condition, "x_1": pairs["x_1"]})
     trained(lambda case: Denoising(case.denoiser, case.kernel, flow_velocity))(given)

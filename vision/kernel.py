@@ -17,6 +17,7 @@ from ..core.distributions import Discrete, masked_terms
 from ..core.errors import ArgumentError
 from ..core.gaussian import Belief, Gaussian
 from ..core.kernel import Time
+from ..core.layout import DENSE
 from ..core.noise import Noise
 from ..core.randomness import Randomness
 from ..core.schedules import Schedule
@@ -70,7 +71,7 @@ class Binned:
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """log P of the bin that holds x, in nats, summed over pixels (of the mask), (B,); computed in float64."""
         k = ((x.to(torch.float64) + 1) * ((self.levels - 1) / 2)).round().clamp(0, self.levels - 1)
-        return self.noise.total(masked_terms(self.log_mass(k), mask))
+        return DENSE.total(masked_terms(self.log_mass(k), mask))
 
     def kl(self, other: Binned) -> Tensor:
         return self.discrete().kl(other.discrete())

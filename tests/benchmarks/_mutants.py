@@ -188,11 +188,15 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "posterior takes the cumulative transition for the step's",
-            "self.columns(x_t, s, t, belief.dtype)",
-            "self.columns(x_t, 0.0, t, belief.dtype)",
+            "self.columns(x_t, self.at(s), self.at(t), belief.dtype)",
+            "self.columns(x_t, 0.0, self.at(t), belief.dtype)",
         ),
         ("a row of the transition for its column", "self.log_pi[x].unsqueeze(-1)", "self.log_pi"),
-        ("tokens are concluded by the mode", "return Discrete(belief).sample(generator)", "return belief.argmax(-1)"),
+        (
+            "tokens are concluded by the mode",
+            "return Discrete(belief, self.layout).sample(generator)",
+            "return belief.argmax(-1)",
+        ),
         (
             "score entropy the other way round",
             "self.layout.total(divergence(log_rate + log_r, log_rate + log_s))",

@@ -21,6 +21,7 @@ from polydiff.core.case import Case
 from polydiff.core.categorical import Categorical, Tokens
 from polydiff.core.clouds import Centred
 from polydiff.core.denoisers import Denoiser, GaussianDenoiser, TokenDenoiser
+from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.kernel import Kernel, Path
 from polydiff.core.matrix import METHODS, Method
@@ -221,12 +222,65 @@ def test_repetition_takes_structure_and_condition_along() -> None:
         condition={"label": torch.arange(4), "row": torch.arange(len(case.x_0)), "number": 3, "none": torch.ones(7)},
     )
     many, index = trials.repeated(conditioned, 2)
+    assert many.denoiser is case.denoiser and many.name == case.name
     assert index.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert many.kernel.examples(many.x_0) == 8
     assert many.condition["label"].tolist() == index.tolist()
     assert torch.equal(case.x_0[many.condition["row"]], many.x_0)
     assert many.condition["number"] == 3
     assert len(many.condition["none"]) == 7
+
+
+class Graphs:
+    """A condition that is no tensor: names of graphs, with the row's graph."""
+
+    def __init__(self, names: list[str], index: Tensor):
+        self.names, self.index = names, index
+
+
+class Told(nn.Module):
+    """A network that looks into such a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = Cells(3, 3).double()
+
+    def forward(self, x: Tensor, c: Tensor, graphs: Graphs, level: Tensor) -> Tensor:
+        assert len(graphs.index) == len(x) and len(graphs.names) == len(c) == len(level)
+        weight = torch.tensor([float(len(name)) for name in graphs.names], dtype=x.dtype) + level
+        return self.cells(x, c) * weight[graphs.index].unsqueeze(1)
+
+
+def choose(condition: Any, index: Tensor) -> dict[str, Any]:
+    graphs = condition["graphs"]
+    rows = torch.cat([torch.full((int((graphs.index == i).sum()),), j) for j, i in enumerate(index.tolist())])
+    return {"graphs": Graphs([graphs.names[i] for i in index.tolist()], rows), "level": condition["level"][index]}
+
+
+def graph_case() -> Case:
+    plain = CASES["centred-cosine"]()
+    denoiser = GaussianDenoiser(Told(), plain.kernel.schedule)  # pyright: ignore[reportArgumentType]
+    condition = {"graphs": Graphs(["a", "bb", "ccc", "dddd"], cases.INDEX), "level": torch.ones(4)}
+    return replace(plain, denoiser=denoiser, condition=condition, choose=choose)
+
+
+@pytest.mark.parametrize("name", ["particle inpainting", "guidance", "another schedule", "reflow", "denoising", "elbo"])
+def test_a_condition_may_be_more_than_tensors(name: str) -> None:
+    for method in METHODS:
+        if name in method.name:
+            (cell,) = matrix.evaluate({"graphs": graph_case}, [method])
+            assert cell.status == "ok", cell.reason
+
+
+def test_a_case_says_how_its_condition_is_chosen() -> None:
+    many = graph_case().chosen(torch.tensor([3, 1, 1]))
+    assert many.condition["graphs"].names == ["dddd", "bb", "bb"]
+    assert torch.bincount(many.condition["graphs"].index).tolist() == [3, 5, 5]
+    assert many.choose is choose and many.kernel.examples(many.x_0) == 3
+    with pytest.raises(ArgumentError, match="^choose: .*'graphs', a Graphs"):
+        replace(graph_case(), choose=None).chosen(torch.tensor([0]))
+    (guidance,) = [method for method in METHODS if method.name == "guidance"]
+    assert not guidance.applies(replace(graph_case(), condition={"graphs": None}))
 
 
 def test_as_markdown_each_line_has_the_same_columns() -> None:

@@ -80,9 +80,9 @@ def test_the_conclusion_is_a_mean_beside_a_draw(case: Case) -> None:
 def test_structure_reaches_its_own_part_and_no_other_view(case: Case) -> None:
     kernel = Product([part.kernel for part in parts(case)])
     other = torch.repeat_interleave(torch.arange(2), torch.tensor([5, 6]))
-    view = kernel.given(part_0={"index": other, "num_graphs": 2})
+    view: Any = kernel.given(part_0={"index": other, "num_graphs": 2})
     assert kernel.examples(case.x_0) == B and view.examples(case.x_0) == 2
     assert torch.equal(parts(case)[0].kernel.noise.index, INDEX)
     assert torch.equal(view.parts[1].layout.index, INDEX)
-    assert kernel.given(part_1={"index": other, "num_graphs": 2}).parts[1].layout.num_graphs == 2
-    assert kernel.parts[1].layout.num_graphs == B
+    types: Any = kernel.given(part_1={"index": other, "num_graphs": 2}).parts[1]
+    assert types.layout.num_graphs == 2 and parts(case)[1].kernel.layout.num_graphs == B
