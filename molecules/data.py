@@ -146,7 +146,7 @@ class Conformers(Dataset[dict[str, Any]]):
 
     def molecule(self, molecule: int) -> Chem.Mol:
         """A molecule with its reference conformers, the best first; energies in kcal/mol as their property "energy"."""
-        mol = Chem.Mol(self._cut("mol", molecule).tobytes())
+        mol = Chem.Mol(self._cut("mol", molecule).tobytes())  # pyright: ignore[reportCallIssue, reportArgumentType]
         energies = self._cut("energy", molecule).tolist()
         positions = self._cut("reference", molecule).reshape(len(energies), -1, 3)
         for x, energy in zip(positions.astype(np.float64), energies, strict=True):

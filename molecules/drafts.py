@@ -119,11 +119,10 @@ def embed(mol: Chem.Mol, count: int, seed: int = 0, timeout: int = 30) -> Chem.M
             setattr(options, name, value)
         with rdBase.BlockLogs():
             try:
-                ids = list(rdDistGeom.EmbedMultipleConfs(trial, lacking if not attempt else 2 * lacking, options))
+                rdDistGeom.EmbedMultipleConfs(trial, lacking if not attempt else 2 * lacking, options)
             except (RuntimeError, ValueError):
-                ids = []
-        for identity in ids:
-            conformer = trial.GetConformer(identity)
+                trial.RemoveAllConformers()
+        for conformer in trial.GetConformers():  # not by the ids returned, which are -1 when time has run out
             x = _as_asked(graph, conformer.GetPositions())
             if x is None:
                 wrong += 1

@@ -192,13 +192,14 @@ def batch(graphs: Sequence[Data]) -> Batch:
 
 def structure(graphs: Batch, *, bonds: bool = False) -> dict[str, Any]:
     """What `kernel.given` takes: index (rows,) and num_graphs; with `bonds` also bonds (2, M), for harmonic noise."""
-    made: dict[str, Any] = {"index": graphs.batch, "num_graphs": graphs.num_graphs}
-    return {**made, "bonds": graphs.bond_index} if bonds else made
+    found = cast(Any, graphs)  # a Batch gets its attributes at run time
+    made: dict[str, Any] = {"index": found.batch, "num_graphs": found.num_graphs}
+    return {**made, "bonds": found.bond_index} if bonds else made
 
 
-def elements_of(graphs: Data) -> Tensor:
+def elements_of(graphs: Data | Batch) -> Tensor:
     """Atomic numbers, long (rows,), of a graph or a batch of graphs."""
-    atom = cast(Tensor, graphs.atom)
+    atom = cast(Tensor, cast(Any, graphs).atom)
     return torch.tensor(_NUMBERS, device=atom.device)[atom[:, 0]]
 
 
@@ -209,7 +210,8 @@ def _describe(atom: Chem.Atom, ring: int) -> tuple[int, ...]:
         min(max(atom.GetFormalCharge() + 3, 0), 6),
         min(atom.GetDegree(), 6),
         min(atom.GetTotalNumHs(includeNeighbors=True), 4),
-        _HYBRIDISATIONS.get(atom.GetHybridization(), 0),
+        # RDKit leaves it open for hydrogens that were added after sanitising.
+        1 if atom.GetAtomicNum() == 1 else _HYBRIDISATIONS.get(atom.GetHybridization(), 0),
         int(atom.GetIsAromatic()),
         min(max(ring - 2, 0), 8),
     )
@@ -269,7 +271,7 @@ def _batch(
     """A `Batch` with the book-keeping that lets it be indexed and taken apart."""
     n = torch.tensor(sizes)
     ptr = torch.cat([n.new_zeros(1), n.cumsum(0)])
-    made = Batch(_base_cls=Data, batch=torch.arange(len(sizes)).repeat_interleave(n), ptr=ptr)
+    made: Any = Batch(_base_cls=Data, batch=torch.arange(len(sizes)).repeat_interleave(n), ptr=ptr)
     made.atom, made.edge_index, made.edge = atom, _pairs(sizes), edge
     made.bond_index, made.chiral_index, made.num_nodes = bond_index, chiral_index, int(ptr[-1])
     made._store._num_nodes = list(sizes)

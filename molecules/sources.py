@@ -256,7 +256,7 @@ def _smiles_source(name: str, table: Sequence[tuple[str, str]]) -> Source:
                 taken += 1
                 yield made
 
-    return Source(name, f"{name} {content}", ("MMFF94",), entries)
+    return Source(name, f"{name} smiles {content}", ("MMFF94",), entries)
 
 
 def _sdf_source(path: Path) -> Source:

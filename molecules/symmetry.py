@@ -7,14 +7,14 @@ count: element, charge, bonds, and the specified stereochemistry (no swap may in
 
 Automorphisms of the atoms that are no terminal hydrogens are listed (up to a bound); hydrogens follow the atom they
 are bonded to, and those of one atom may be exchanged freely. If all relabellings are few, each is tried. Otherwise
-rotation and assignment of the hydrogens improve each other in turn for every automorphism, until nothing changes:
-that never increases the distance, and finds the best one where the geometries are near each other.
-
+rotation and assignment of the hydrogens improve each other in turn for every automorphism, until nothing changes, then
+single exchanges are tried: that never increases the distance, and finds the best one where the geometries are near.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations, product
 from math import factorial
 from typing import NamedTuple
@@ -30,7 +30,7 @@ __all__ = ["LIMIT", "Match", "Symmetry", "best_match", "rotation", "symmetry"]
 LIMIT = 512
 """How many automorphisms without hydrogens are listed at most."""
 
-_EXACT = 96  # so many relabellings are tried one by one
+_EXACT = 150  # so many relabellings are tried one by one
 _TURNS = 8
 
 
@@ -74,6 +74,7 @@ class Symmetry:
             count *= factorial(group.shape[1]) ** len(group)
         return count
 
+    @cached_property
     def every(self) -> np.ndarray:
         """All relabellings, (order, N): only for small molecules."""
         rows = [row for group in self.groups for row in group]
@@ -150,11 +151,16 @@ def best_match(of: Symmetry | Chem.Mol, moving: np.ndarray, fixed: np.ndarray) -
             raise ArgumentError(name, x, f"positions ({of.size}, 3)")
     centre = fixed.mean(0)
     x, y = np.asarray(moving - moving.mean(0), np.float64), np.asarray(fixed - centre, np.float64)
-    chosen = of.every() if of.order <= _EXACT else _alternate(of, x, y)
-    turns, squares = _kabsch(x[chosen], y)
-    best = int(squares.argmin())
-    positions = x[chosen[best]] @ turns[best].T
-    return Match(chosen[best], turns[best], positions + centre, float(np.sqrt(squares[best] / of.size)))
+    if of.order <= _EXACT:
+        chosen = of.every
+        best = chosen[_kabsch(x[chosen], y)[1].argmin()]
+    else:
+        chosen = _alternate(of, x, y)
+        best = _improve(of, x, y, chosen[_kabsch(x[chosen], y)[1].argmin()])
+    turn = _kabsch(x[best], y)[0]
+    positions = x[best] @ turn.T
+    # Not from the singular values, whose difference loses half of the digits near 0.
+    return Match(best.copy(), turn, positions + centre, float(np.sqrt(((positions - y) ** 2).sum() / of.size)))
 
 
 def rotation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -187,6 +193,27 @@ def _alternate(of: Symmetry, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if not _exchange(of, chosen, x[chosen] @ np.swapaxes(turns, 1, 2), y):
             break
     return chosen
+
+
+def _improve(of: Symmetry, x: np.ndarray, y: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Exchanges of the hydrogens of one atom, each with its own rotation, as long as one brings x nearer to y."""
+    rows = [row for group in of.groups for row in group]
+    least = float(_kabsch(x[best], y)[1])
+    for _ in range(_TURNS):
+        tried = np.concatenate([_reordered(best, row) for row in rows] or [best[None]])
+        squares = _kabsch(x[tried], y)[1]
+        if squares.min() > least - 1e-9:
+            break
+        best, least = tried[squares.argmin()], float(squares.min())
+    return best
+
+
+def _reordered(best: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """All other orders of the rows `row`, (k! - 1, N)."""
+    orders = np.array(list(permutations(best[row])))[1:]
+    tried = np.tile(best, (len(orders), 1))
+    tried[:, row] = orders
+    return tried
 
 
 def _exchange(of: Symmetry, chosen: np.ndarray, placed: np.ndarray, y: np.ndarray) -> bool:
