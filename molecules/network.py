@@ -15,8 +15,11 @@ only exception are the signed volumes of the specified centres (`layers.chiralit
 and level of theory modulate every layer norm (Peebles & Xie 2023). The output starts at zero.
 
 The pairs of a molecule are all there, so messages are computed on padded arrays (b, n, n, F) of molecules of similar
-sizes, and the sums over j, vectors included, are one batched product (7, n) @ (n, F) per atom.
-Under autocast the products with F x F weights run in bfloat16; positions, distances and sums of vectors in float32.
+sizes, and the sums over j, vectors included, are one batched product (7, n) @ (n, F) per atom. Of 18 molecules of 18
+atoms, F = 64, forward and backward on one busy thread, those sums took 1.4 ms against 51 ms with `index_add` on lists
+of edges, and bringing atoms to their pairs 2.8 ms against 69 ms. On processors groups are kept so small that they stay
+in the cache. Under autocast the products with F x F weights run in bfloat16; positions, distances and all products with
+vectors in float32.
 """
 
 from __future__ import annotations
