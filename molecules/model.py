@@ -23,8 +23,8 @@ from ..core.errors import ConfigError
 from ..core.gaussian import Gaussian
 from ..core.methods import PARAMETRISATIONS, SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
-from ..core.noise import Noise
 from ..core.schedules import Schedule
+from .dual import DualConfig
 from .kernel import Harmonic
 from .network import EquivariantConfig
 from .options import LevelName, StartName
@@ -41,7 +41,7 @@ DEFAULT_SCALE: Mapping[StartName, float] = {"draft": 0.25, "harmonic": 1.0, "cen
 
 CONDITIONINGS: Mapping[ConditioningName, Conditioning] = {"log-snr": log_snr, "time": time}
 
-NOISES: Mapping[StartName, Callable[[], Noise]] = {"draft": Centred, "centred": Centred, "harmonic": Harmonic}
+NOISES: Mapping[StartName, Callable[[], Centred]] = {"draft": Centred, "centred": Centred, "harmonic": Harmonic}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Level:
 class ConformerConfig:
     """All that is needed to build the model, as `config.json` holds it."""
 
-    network: EquivariantConfig = field(default_factory=lambda: EquivariantConfig(scale=0.25))
+    network: EquivariantConfig | DualConfig = field(default_factory=lambda: EquivariantConfig(scale=0.25))
     """Sizes of the network."""
     schedule: ScheduleName = "rectified-flow"
     """Of training; sampling may use another."""

@@ -38,7 +38,7 @@ LevelName: TypeAlias = Literal["B3LYP", "MMFF94"]
 """Where the geometries come from: minima of density functional theory, or of a force field."""
 StartName: TypeAlias = Literal["draft", "harmonic", "centred"]
 """What is diffused: the displacement from an ETKDG draft; or the positions, from one of two laws of noise."""
-ObjectiveName: TypeAlias = Literal["denoising", "aligned", "chain-rule"]
+ObjectiveName: TypeAlias = Literal["denoising", "aligned", "aligned-target", "chain-rule"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Train:
     weighting: WeightName = "flow"
     """Which error the loss leaves unweighted: the velocity's (flow), the noise's (simple), the data's (plain), ..."""
     objective: ObjectiveName = "denoising"
-    """denoising has a likelihood; aligned turns the noise onto the data first; chain-rule is GeoDiff's. These two
-    are no densities."""
+    """denoising has a likelihood; aligned turns the noise onto the data first; aligned-target and chain-rule are
+    GeoDiff's two. These three are no densities."""
     data_seed: Seed = 0
     """Decides the drafts, and which molecules --count takes."""
     training: TrainingOptions = field(

@@ -29,18 +29,17 @@ from ..core.denoisers import Conditioned, GaussianDenoiser
 from ..core.dpm_solver import dpm_solver_pp_2m
 from ..core.errors import ArgumentError
 from ..core.gaussian import Belief, Gaussian
-from ..core.inpainting import repaint
-from ..core.likelihood import Probes, exact, log_likelihood
 from ..core.pipeline import Pipeline
-from ..core.randomness import mix, seeded
+from ..core.randomness import seeded
 from ..core.sampling import Step, last
+from .completion import complete
+from .densities import log_likelihood
 from .ensembles import Ensemble, MoleculeError, Moved, Settings, ensembles_of
 from .graphs import Arrays, assemble, structure
 from .model import LEVELS, ConformerConfig, build, kernel_of, number_of
 from .options import LevelName
-from .scaffolds import Core, core_of, drafts_on
-from .symmetry import rotation
-from .work import Drafted, Failure, Rules, chunks, draft, key_of
+from .scaffolds import Core
+from .work import Drafted, Failure, Rules, check_positive, chunks, draft, key_of
 
 __all__ = ["DEFAULT_STEPS", "ConformerPipeline"]
 
@@ -83,7 +82,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         """Where the model's weights are."""
         return next(self.model.parameters()).device
 
-    # ----------------------------------------------------------------------------------------------- what users call
+    # --- what users call
 
     def __call__(self, molecule: str | Chem.Mol, num_conformers: int = 10, **options: Any) -> Chem.Mol:
         """A molecule with explicit hydrogens and conformers 0 ... n - 1, best first.
@@ -165,81 +164,13 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
 
         return ensembles_of(list(molecules), settings, rules, move, pool)
 
-    @torch.no_grad()
-    def complete(
-        self,
-        molecule: str | Chem.Mol,
-        core: Core,
-        num_conformers: int = 10,
-        *,
-        level: LevelName | None = None,
-        steps: int = DEFAULT_STEPS,
-        grid: Grid = grids.uniform,
-        jump: int = 5,
-        resamples: int = 3,
-        seed: int = 0,
-        relax: bool = False,
-        energies: bool = True,
-        keep_duplicates: bool = True,
-        threshold: float = 0.1,
-        rounds: int = 4,
-        pairs: int = 150_000,
-        timeout: float = 60.0,
-    ) -> Chem.Mol:
-        """Conformers around a part whose coordinates are given, by RePaint: a scaffold, a docked core.
+    def complete(self, molecule: str | Chem.Mol, core: Core, num_conformers: int = 10, **options: Any) -> Chem.Mol:
+        """Conformers around a part whose coordinates are given, see `completion.complete`."""
+        return complete(self, molecule, core, num_conformers, **options)
 
-        The given atoms come back exactly where they were given. Drafts are embedded around them, with them fixed.
-
-        Args:
-            molecule: SMILES or a molecule.
-            core: {atom of the molecule: (x, y, z)}, or a molecule with a conformer that is a part of it.
-            jump, resamples: of `core.inpainting.repaint`.
-            relax: the other atoms only; the given ones do not move.
-            num_conformers, level, steps, grid, seed, energies, keep_duplicates, threshold, rounds, pairs, timeout: as
-                for `generate`.
-
-        Raises:
-            MoleculeError: as `__call__`. ArgumentError: a core that is no part of the molecule.
-        """
-        rules = Rules(self.levels(level), False, 10**9, timeout, seed)
-        check_positive(pairs=pairs, timeout=timeout)
-        first = draft(molecule, 1, 0, rules)
-        if isinstance(first, Failure):
-            raise MoleculeError(first.status, first.message)
-        known = core_of(first.mol, core)
-        atoms = list(known)
-        centre = np.stack(list(known.values())).mean(0)  # far from the origin float32 has few digits left
-        known = {i: place - centre for i, place in known.items()}
-        settings = Settings(num_conformers, relax, energies, keep_duplicates, threshold, rounds, tuple(atoms))
-        place = np.zeros((len(first.graph.atom), 3))
-        place[atoms] = np.stack(list(known.values()))
-        mask = torch.zeros(len(place), dtype=torch.bool)
-        mask[atoms] = True
-
-        def run(denoise: Any, kernel: Gaussian, x: Tensor, drafts: Tensor, generators: Any) -> Iterator[Step[Tensor]]:
-            count = len(drafts) // len(mask)
-            rows = mask.to(x.device).repeat(count)
-            target = (torch.from_numpy(place).to(drafts).repeat(count, 1) - drafts) / self.config.scale
-            target, times = target * rows.unsqueeze(1), grid(steps, kernel.schedule)
-            walk = {"jump": jump, "resamples": resamples}
-            return repaint(denoise, kernel, x, times, known=target, mask=rows, generator=generators, **walk)
-
-        def move(drafted: Any, starts: Any, numbers: Any, round_: int) -> Moved:
-            (one,), (these,), (begin,) = drafted, numbers, starts
-            if self.config.start == "draft":
-                number = mix(seed, key_of(one.smiles), round_, 1) & 0x7FFFFFFF
-                begin = drafts_on(one.mol, known, len(these), number, timeout)
-                if not len(begin):
-                    raise MoleculeError("no-embedding", "distance geometry found no conformer around the core")
-            (moved,), seconds = self.move(drafted, [begin], numbers, round_, seed=seed, pairs=pairs, run=run)
-            moved = moved + (place[atoms] - moved[:, atoms]).mean(1, keepdims=True) + centre
-            moved[:, atoms] = place[atoms] + centre
-            return Moved([moved], seconds)
-
-        (found,) = ensembles_of([molecule], settings, rules, move)
-        if found.mol is None:
-            raise MoleculeError(found.status, found.message)
-        return found.mol
+    def log_likelihood(self, molecule: Chem.Mol, **options: Any) -> np.ndarray:
+        """log p of each conformer of a molecule, see `densities.log_likelihood`."""
+        return log_likelihood(self, molecule, **options)
 
     @torch.no_grad()
     def trajectory(
@@ -268,60 +199,14 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             belief = None if step.belief is None else placed(step.belief.mean)
             yield Step(step.t, placed(step.x), belief)
 
-    def log_likelihood(
-        self,
-        molecule: Chem.Mol,
-        *,
-        level: LevelName | None = None,
-        steps: int = 20,
-        grid: Grid = grids.uniform,
-        probes: Probes = exact,
-        drafts: np.ndarray | None = None,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """log p of each conformer of a molecule, nats, with respect to Angstrom in its 3 (N - 1) centred dimensions.
-
-        A model that starts from drafts has a law for each draft, N(draft, scale^2) carried by the flow; conformers are
-        turned onto the draft first, as in training. It is then log p(conformer | draft).
-
-        Args:
-            molecule: with all hydrogens and at least one conformer.
-            level: as for `generate`.
-            steps, grid: of the solve.
-            probes: of the divergence; `exact` takes 3 N backward passes a step, `core.likelihood.rademacher()` one.
-            drafts: one draft (N, 3) for each conformer; embedded with `seed` by default.
-            seed: of drafts and probes.
-        """
-        shapes = np.stack([one.GetPositions() for one in molecule.GetConformers()] or [np.zeros((0, 3))])
-        if shapes.shape[:2] != (molecule.GetNumConformers(), molecule.GetNumAtoms()) or not len(shapes):
-            raise ArgumentError("molecule", molecule, "one with all hydrogens and at least one conformer")
-        count, size = shapes.shape[:2]
-        drafted = self.drafted(molecule, count, level, seed)
-        if len(drafted.graph.atom) != size:
-            raise ArgumentError("molecule", molecule, "one with all its hydrogens as atoms")
-        starts = drafted.positions[np.arange(count) % len(drafted.positions)] if drafts is None else np.asarray(drafts)
-        if starts.shape != shapes.shape:
-            raise ArgumentError("drafts", starts, f"positions {shapes.shape}")
-        starts = starts - starts.mean(1, keepdims=True)
-        shapes = shapes - shapes.mean(1, keepdims=True)
-        if self.config.start == "draft":
-            shapes = shapes @ np.swapaxes(rotation(shapes, starts), 1, 2)
-        denoise, kernel, begin = self.given([drafted.graph] * count, list(starts), [drafted.level])
-        y = (torch.from_numpy(shapes.reshape(-1, 3)).to(begin) - begin) / self.config.scale
-        generators = [seeded(seed, key_of(drafted.smiles), k) for k in range(count)]
-        times = grid(steps, kernel.schedule)
-        found = log_likelihood(denoise, kernel, kernel.project(y), times, probes=probes, generator=generators)
-        nats = found.nats.double() - kernel.dims(y).double() * float(np.log(self.config.scale))
-        return nats.cpu().numpy()
-
-    # ------------------------------------------------------------------------------------------- what these are made of
+    # --- what these are made of
 
     def levels(self, level: LevelName | None = None) -> tuple[tuple[LevelName, frozenset[str]], ...]:
         """The levels that will do, best first, each with its elements."""
         known = {one.name for one in self.config.levels}
         if level is not None and level not in known:
             raise ArgumentError("level", level, f"one of {', '.join(sorted(known))}, or None")
-        names = [name for name in LEVELS if name in known] if level is None else [level]
+        names: list[LevelName] = [name for name in LEVELS if name in known] if level is None else [level]
         return tuple((name, self.config.elements(name)) for name in names)
 
     def drafted(self, molecule: str | Chem.Mol, count: int, level: LevelName | None, seed: int) -> Drafted:
@@ -364,7 +249,8 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             starts: a draft (N, 3) for each.
             levels: one for each, or one for all.
         """
-        whole = assemble(graphs).to(str(self.device))
+        whole: Any = assemble(graphs)
+        whole = whole.to(str(self.device))
         bound = self.kernel.given(**structure(whole, bonds=self.config.start == "harmonic"))
         dtype = next(self.model.parameters()).dtype
         drafts = torch.from_numpy(np.concatenate(starts)).to(self.device, dtype)
@@ -411,7 +297,8 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             generators = [seeded(seed, key_of(drafted[m].smiles), round_, numbers[m][place]) for m, place in mine]
             with self._network, self.autocast(precision):
                 began = time.perf_counter()
-                graphs, levels = [drafted[m].graph for m, _ in mine], [drafted[m].level for m, _ in mine]
+                graphs = [drafted[m].graph for m, _ in mine]
+                levels: list[LevelName] = [drafted[m].level for m, _ in mine]
                 denoise, kernel, drafts = self.given(graphs, begin, levels)
                 x = kernel.prior(torch.zeros_like(drafts)).sample(generators)
                 if run is None:
@@ -429,10 +316,3 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
     def autocast(self, precision: torch.dtype) -> contextlib.AbstractContextManager[Any]:
         """The network's precision."""
         return torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
-
-
-def check_positive(**numbers: float) -> None:
-    """An ArgumentError that names the first number that is not > 0."""
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ArgumentError(name, number, "a number > 0")

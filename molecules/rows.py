@@ -121,7 +121,7 @@ def from_table(text: str, delimiter: str, path: Path) -> list[tuple[str, str]]:
 def table(lines: Sequence[Mapping[str, object]]) -> str:
     """Rows of `COLUMNS` as CSV."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def sample(pipeline: ConformerPipeline, rows: Sequence[Row], options: Sample) ->
 def drawn(
     pipeline: ConformerPipeline, whole: Sequence[Sequence[Row]], todo: Sequence[int], options: Sample,
     pool: Executor | None,
-) -> Iterator[tuple[int, list[Ensemble]]]:  # fmt: skip
+) -> Generator[tuple[int, list[Ensemble]]]:  # fmt: skip
     """(number of the chunk, its ensembles), in order."""
 
     def draw(number: int) -> list[Ensemble]:

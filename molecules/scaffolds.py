@@ -62,7 +62,7 @@ def drafts_on(mol: Chem.Mol, known: Known, count: int, number: int, timeout: flo
     options.randomSeed = number
     options.useRandomCoords = True
     options.timeout = max(1, round(timeout))
-    options.SetCoordMap({i: Point3D(*place.tolist()) for i, place in known.items()})
+    options.SetCoordMap({i: Point3D(*place.tolist()) for i, place in known.items()})  # pyright: ignore[reportCallIssue]
     made = Chem.Mol(mol)
     with rdBase.BlockLogs():
         try:

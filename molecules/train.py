@@ -21,9 +21,11 @@ from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from .data import Conformers, load
+from .dual import DualConfig
 from .kernel import Aligned
 from .model import DEFAULT_SCALE, LEVELS, NOISES, ConformerConfig, Level
 from .network import EquivariantConfig
+from .objectives import AlignedTarget, ChainRule
 from .options import LevelName, Network, ObjectiveName, Train
 from .pipeline import ConformerPipeline
 from .splits import Split
@@ -129,6 +131,10 @@ def aligned(pipeline: ConformerPipeline, options: Train) -> nn.Module:
 OBJECTIVES: Mapping[ObjectiveName, Callable[[ConformerPipeline, Train], nn.Module]] = {
     "denoising": lambda pipeline, options: Denoising(pipeline.model, pipeline.kernel, WEIGHTS[options.weighting]),
     "aligned": aligned,
+    "aligned-target": lambda pipeline, options: AlignedTarget(
+        pipeline.model, pipeline.kernel, WEIGHTS[options.weighting]
+    ),
+    "chain-rule": lambda pipeline, options: ChainRule(pipeline.model, pipeline.kernel),
 }
 
 
@@ -154,8 +160,10 @@ def level_named(name: str) -> LevelName:
     return next(level for level in LEVELS if level == name)
 
 
-def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig:
+def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig | DualConfig:
     """The sizes that a command line asks for, for so many levels and displacements in units of `scale` Angstrom."""
+    if network.kind == "dual":
+        return DualConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
     return EquivariantConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
 
 

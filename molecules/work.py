@@ -19,6 +19,7 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdForceFieldHelpers, rdMolAlign
 
+from ..core.errors import ArgumentError
 from ..core.randomness import mix
 from . import drafts
 from .graphs import Arrays, UnsupportedElementError, arrays
@@ -34,6 +35,8 @@ __all__ = [
     "Rules",
     "Status",
     "canonical",
+    "check_positive",
+    "chunks",
     "draft",
     "judge",
     "key_of",
@@ -170,7 +173,7 @@ def draft(what: str | Chem.Mol, count: int, round_: int, rules: Rules) -> Drafte
     size, symbols = mol.GetNumAtoms(), {atom.GetSymbol() for atom in mol.GetAtoms()}
     if size > rules.max_atoms:
         return failed("too-large", f"{size} atoms with hydrogens, {rules.max_atoms} at most")
-    level = next((name for name, known in rules.levels if symbols <= known), None)
+    level: LevelName | None = next((name for name, known in rules.levels if symbols <= known), None)
     if level is None:
         known = frozenset().union(*(elements for _, elements in rules.levels))
         unknown = ", ".join(sorted(symbols - known)) or "its elements together"
@@ -349,3 +352,10 @@ def chunks(items: Sequence[int], cost: Sequence[int], bound: int) -> list[list[i
         parts[-1].append(i)
         filled += cost[i]
     return parts
+
+
+def check_positive(**numbers: float) -> None:
+    """An ArgumentError that names the first number that is not > 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ArgumentError(name, number, "a number > 0")
