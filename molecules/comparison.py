@@ -25,7 +25,7 @@ from .automorphisms import Symmetry, symmetry
 from .drafts import Problem, embed, relax
 from .rmsd import positions, rmsd
 
-__all__ = ["Drawn", "Draws", "Reference", "baselines", "measure", "relaxed_draws", "timed"]
+__all__ = ["SWEEP", "Drawn", "Draws", "Reference", "baselines", "measure", "relaxed_draws", "timed"]
 
 Floats = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from ..core.files import write_atomically
 from ..core.machine import machine
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.runs import command_line, make_folder
-from .comparison import Drawn, Draws, Reference, baselines, measure, relaxed_draws, timed
+from .comparison import SWEEP, Drawn, Draws, Reference, baselines, measure, relaxed_draws, timed
 from .data import NAMES, Conformers, load
 from .metrics import PROTOCOLS, Protocol
 from .options import Evaluate, LevelName, Train
@@ -37,6 +37,7 @@ from .pipeline import ConformerPipeline
 
 __all__ = ["draw", "evaluate", "main", "references_of", "table"]
 
+MODEL = "polydiff"  # the model's column, whatever folder it lies in
 ATTEMPTS = 20  # draws of ETKDGv3 behind a reference ensemble of MMFF94 minima
 
 
@@ -103,7 +104,9 @@ def evaluate(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -
     draws = [model, *([relaxed_draws(model)] if options.relax else []), *plain]
     methods = measure(references, draws, protocol, delta, busted=options.posebusters, seed=options.seed)
     conformers = sum(one.mol.GetNumConformers() for one in references)
-    each = f"{options.num_conformers or 0} conformers of each molecule, {protocol.ratio} for each reference at least"
+    drawn = f"{protocol.ratio} for each reference"
+    if options.num_conformers is not None:
+        drawn = f"{options.num_conformers} conformers of each molecule, {drawn} at least"
     found: dict[str, Any] = {
         "model": options.model,
         "data": data.name,
@@ -111,9 +114,10 @@ def evaluate(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -
         "level": level,
         "references": {"molecules": len(references), "conformers": conformers, "left out": dict(data.problems)},
         "protocol": protocol.name,
+        "delta": delta,
         "about": (
             f"{len(references)} molecules of {data.name} ({options.split}), {conformers} reference conformers of "
-            f"{level}; {each}; coverage by {protocol.name}: {protocol.rule} {delta:g} Å on the first "
+            f"{level}; {drawn}; coverage by {protocol.name}: {protocol.rule} {delta:g} Å on the first "
             f"{protocol.ratio} for each reference; ± is the standard error over molecules"
         ),
         "methods": methods,
@@ -125,7 +129,7 @@ def evaluate(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -
 
 def level_of(pipeline: ConformerPipeline, data: Conformers, options: Evaluate) -> LevelName:
     """The level of the references, which the model is asked for; see `evaluate`."""
-    known = tuple(level.name for level in pipeline.config.levels)
+    known: tuple[LevelName, ...] = tuple(level.name for level in pipeline.config.levels)
     if len(data.levels) != 1:
         raise ArgumentError("--level", options.level, f"one of {', '.join(data.levels)}: the data has them all")
     for name in known:
@@ -170,7 +174,7 @@ def draw(
             )
             return [Drawn(one.mol, one.status) for one in found]
 
-        return timed(options.model, conformers, references, options.num_conformers, ratio)
+        return timed(MODEL, conformers, references, options.num_conformers, ratio)
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -189,6 +193,11 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
         title = f"{results['protocol']}: {name}, {unit}"
         add(f"{title}, mean", lambda found, n=name, p=percent: with_error(found["coverage"][n], p))
         add(f"{title}, median", lambda found, n=name, p=percent: shown(found["coverage"][n]["median"], p))
+    for i, delta in enumerate(SWEEP):
+        if delta < results["delta"]:  # where the protocol's own threshold has everything covered, these still tell
+            for name in ("COV-R", "COV-P"):
+                title = f"{results['protocol']}: {name} at {delta:g} Å, %, mean"
+                add(title, lambda found, n=name, i=i: shown(found["sweep"][i][n], True))
     for name in dict.fromkeys(name for found in methods.values() for name in found["figures"]):
         add(name, lambda found, n=name: with_error(found["figures"].get(n, {}), False))
     for name in ("bond lengths, Å", "bond angles, °"):

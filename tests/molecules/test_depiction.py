@@ -136,7 +136,8 @@ def test_the_script_draws_every_atom_and_bond(tmp_path: Path) -> None:
       return { addColorStop() {} };
     }, set: () => true });
     const hear = where => ({ addEventListener: (name, what) => { heard[where + name] = what; } });
-    const canvas = { clientWidth: 300, clientHeight: 200, getContext: () => pen, setPointerCapture() {}, ...hear("c ") };
+    const canvas = { clientWidth: 300, clientHeight: 200, getContext: () => pen, setPointerCapture() {} };
+    Object.assign(canvas, hear("c "));
     const slider = { value: "0", ...hear("s ") }, label = {};
     const box = { dataset: { scene: SCENE }, querySelector: name => ({ canvas, input: slider, output: label })[name] };
     globalThis.document = { currentScript: { previousElementSibling: box } };

@@ -154,9 +154,8 @@ class Data:
 
 def pipeline(scale: float = 0.25) -> ConformerPipeline:
     """An untrained model that was taught one level."""
-    config = ConformerConfig(
-        network=EquivariantConfig(width=8, blocks=1), levels=(Level("MMFF94", ("H", "C", "N", "O")),), scale=scale
-    )
+    network = EquivariantConfig(width=8, vectors=8, depth=1, scale=scale)
+    config = ConformerConfig(network=network, levels=(Level("MMFF94", ("H", "C", "N", "O")),), scale=scale)
     torch.manual_seed(0)
     return ConformerPipeline(config, ConformerPipeline.build(config).eval())
 
@@ -170,8 +169,8 @@ def run(data: Data, options: Evaluate, model: ConformerPipeline | None = None) -
 
 def test_a_model_without_noise_is_its_drafts() -> None:
     data = Data([one.mol for one in references(1)])
-    results = run(data, replace(SMALL, relax=True), pipeline(scale=1e-4))
-    assert list(results["methods"]) == ["m", "m + MMFF94", "ETKDGv3", "ETKDGv3 + MMFF94"]
+    results = run(data, replace(SMALL, relax=True), pipeline(scale=1e-3))
+    assert list(results["methods"]) == ["polydiff", "polydiff + MMFF94", "ETKDGv3", "ETKDGv3 + MMFF94"]
     model, relaxed, plain, ceiling = results["methods"].values()
     # Other drafts than the baseline's, but of the same kind; both relax to minima.
     assert model["conformers"] == plain["conformers"] == 9
@@ -200,7 +199,7 @@ def test_protocol_and_threshold_reach_the_figures() -> None:
         assert {each["coverage"]["delta"] for each in results["methods"].values()} == {0.2}
         assert any(rule in row["figure"] for row in evaluate.table(results))
         # One heavy atom lies on another: distance 0, covered from any threshold above.
-        assert results["methods"]["m"]["coverage"]["COV-R"]["mean"] == 1
+        assert results["methods"]["polydiff"]["coverage"]["COV-R"]["mean"] == 1
 
 
 def test_levels_that_do_not_fit_are_refused() -> None:

@@ -9,6 +9,7 @@ from rdkit.Chem import rdDistGeom, rdMolAlign
 from scipy.spatial.transform import Rotation
 
 from polydiff.core.errors import ArgumentError
+from polydiff.molecules import rmsd as module
 from polydiff.molecules.automorphisms import Symmetry, symmetry
 from polydiff.molecules.rmsd import matched, positions, rmsd
 
@@ -80,7 +81,7 @@ def test_it_returns_the_map_it_used() -> None:
         for j in range(2):
             one, other = x[i, found.atoms], x[2 + j, maps[i, j]]
             one, other = one - one.mean(0), other - other.mean(0)
-            _, residual = Rotation.align_vectors(other, one)
+            residual = Rotation.align_vectors(other, one)[1]
             assert residual / 14**0.5 == pytest.approx(distances[i, j], abs=1e-9)
 
 
@@ -151,6 +152,21 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         assert np.allclose(whole[0], parts[0], atol=1e-7)
         assert parts[0].shape == (5, 3)
+
+
+def test_bounds_are_above_eigenvalues_and_near_them() -> None:
+    rng = np.random.default_rng(0)
+    covariance = rng.standard_normal((3000, 3, 3)) * rng.choice([1e-3, 1, 30], (3000, 1, 1))
+    covariance[:1000, 2] = 0  # flat molecules
+    covariance[:500, 1] = 0  # and those on a line, whose eigenvalues are in pairs
+    largest, bound = module._largest(covariance), module._at_most(covariance)
+    assert (bound >= largest * (1 - 1e-12)).all()
+    assert (bound <= largest * 1.02).all() and np.median(bound / largest) < 1 + 1e-6
+    assert module._at_most(np.zeros((1, 3, 3))) == 0
+    # The eigenvalue is the best overlap over proper rotations: Kabsch by singular values.
+    left, values, right = np.linalg.svd(covariance)
+    values[:, 2] *= np.sign(np.linalg.det(left @ right))
+    assert np.allclose(largest, values.sum(1), rtol=1e-12)
 
 
 def test_what_does_not_fit_is_refused() -> None:
