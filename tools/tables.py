@@ -335,7 +335,9 @@ def molecules_throughput(found: dict[str, Any]) -> str:
     """From SMILES to SDF."""
     rows = []
     for name, one in found["runs"].items():
-        share = ", ".join(f"{count / found['molecules']:.1%} {status}" for status, count in one["statuses"].items())
+        share = ", ".join(
+            f"{count / found['molecules']:.1%} {status}" for status, count in one["statuses"].items() if count
+        )
         each = f"{1e3 * one['seconds per conformer']:.0f}"
         rows.append(
             [
