@@ -16,9 +16,10 @@ setup: .venv/.ready  ## .venv with everything in it (does nothing if it is up to
 .venv/.ready: pyproject.toml tools/bootstrap.py
 	$(PYTHON) tools/bootstrap.py
 
-demo: setup  ## train, sample and evaluate on real data; writes runs/demo/index.html, runs/demo-text/index.html
+demo: setup  ## train, sample and evaluate on real data; writes runs/demo*/index.html
 	$(BIN)/polydiff demo vision
 	$(BIN)/polydiff demo text
+	$(BIN)/polydiff demo molecules
 
 test: setup  ## the tests, without the slow ones
 	$(PYTEST)

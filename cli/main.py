@@ -36,6 +36,7 @@ examples:
   polydiff sample vision --model runs/first --count 16          draw from it
   polydiff train text --data novels --out runs/novels           text: any file or folder will do, too
   polydiff sample text --model runs/novels --prompt "it was "   write on; --infill "the [MASK:3] sat" fills gaps
+  polydiff sample molecules in.smi -o out.sdf                   conformers of every SMILES in a file
   polydiff methods                                              what works in which domain, by running it
 
 Options in full: polydiff COMMAND DOMAIN --help. An error is one line; --traceback shows where it came from.
