@@ -29,7 +29,13 @@ from polydiff.molecules.generation_data import Molecules
 from polydiff.molecules.generation_drawing import STATUS, Likelihood, atoms_of
 from polydiff.molecules.generation_model import LARGEST, MoleculeConfig, kernel_of, structure_of
 from polydiff.molecules.generation_network import GeneratorConfig
-from polydiff.molecules.generation_options import GenerationSample, GenerationTrain, GeneratorNetwork
+from polydiff.molecules.generation_options import (
+    AtomTypes,
+    Drawing,
+    GenerationSample,
+    GenerationTrain,
+    GeneratorNetwork,
+)
 from polydiff.molecules.generation_sample import main as sample_main
 from polydiff.molecules.generation_sample import sdf
 from polydiff.molecules.generation_sources import load
@@ -357,17 +363,18 @@ def test_training_drawing_and_keeping(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(ArgumentError, match="^folder"):
         train(data, asked)
     out = tmp_path / "out.sdf"
-    sample_main(GenerationSample(model=str(tmp_path / "run"), count=4, steps=3, keep_invalid=True, out=out))
+    drawing = Drawing(count=4, keep_invalid=True)
+    sample_main(GenerationSample(model=str(tmp_path / "run"), drawing=drawing, steps=3, out=out))
     assert "4 of 4 molecules" in capsys.readouterr().out
     assert len([mol for mol in Chem.SDMolSupplier(str(out), removeHs=False, sanitize=False) if mol is not None]) == 4
     with pytest.raises(ArgumentError, match="^--out"):
         sample_main(GenerationSample(model=str(tmp_path / "run"), out=tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{"noise": "uniform"}, {"noise": "marginal", "reading": "context"}])
-def test_other_noise_trains_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("types", [AtomTypes(noise="uniform"), AtomTypes(noise="marginal", reading="context")], ids=str)
+def test_other_noise_trains_too(tmp_path: Path, types: AtomTypes) -> None:
     data = Molecules([METHANE, WATER] * 4, "two")
-    made, trained = train(data, options(tmp_path / "run", **changes))
+    made, trained = train(data, options(tmp_path / "run", types=types))
     assert all(math.isfinite(entry["loss"]) for entry in trained.history)
     assert isinstance(made.log_likelihood([WATER], steps=5, terms=1)[0], Likelihood)
 
