@@ -181,11 +181,19 @@ class Tokens(Kernel[Tensor, Tensor], ABC):
 
     def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
         """Evenly in alpha_t, in which an absorbing chain unmasks evenly."""
-        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
-        first, last = self.schedule(ends)[0].tolist()
+        first, last = self._survivals(low)
         t = interior(time_of(lambda u: self.schedule(u)[0], first + (last - first) * share))
+        return t, 1 / self.share(t, low)[1]
+
+    def share(self, t: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        t, (first, last) = interior(t), self._survivals(low)
         alpha_t = self.schedule(t)[0]
-        return t, (last - first) / (alpha_t * self.schedule.drift(t))
+        return (alpha_t - first) / (last - first), alpha_t * self.schedule.drift(t) / (last - first)
+
+    def _survivals(self, low: float) -> list[float]:
+        """alpha at both ends of time."""
+        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
+        return self.schedule(ends)[0].tolist()
 
     def check(self, x: Tensor) -> Tensor:
         """x itself, or an ArgumentError unless its entries are tokens (values on the CPU only: no synchronisation)."""

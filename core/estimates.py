@@ -11,6 +11,7 @@ r"""Estimates of the evidence lower bound that cost less than its full sum, and 
 The continuous integral is taken at the kernel's own `pace`. Gaussian: uniformly over softplus(lambda), p(lambda)
 proportional to sigmoid(lambda), which is finite where alpha_1 = 0; the error of the best denoiser of standard normal
 data is dims / (1 + SNR), for which the integrand is then constant and one time suffices. Tokens: uniformly in alpha_t.
+Products: by the even mixture of their parts' laws of t.
 """
 
 from __future__ import annotations

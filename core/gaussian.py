@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from .distributions import Normal, Scaled
 from .kernel import Kernel, Memo, Path, Time, check_order, interior
@@ -188,13 +189,22 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
 
         The best denoiser of standard normal data then costs the same at every share.
         """
-        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
-        first, last = torch.nn.functional.softplus(self.schedule.log_snr(ends), threshold=40)
+        first, last = self._areas(low)
         area = first + (last - first) * share
         # The inverse of softplus, without overflow.
         t = interior(self.schedule.inverse(area + torch.log(-torch.expm1(-area))))
-        growth = torch.sigmoid(self.schedule.log_snr(t)) * self.schedule.log_snr_rate(t)
-        return t, (last - first) / growth
+        return t, 1 / self.share(t, low)[1]
+
+    def share(self, t: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        t, (first, last) = interior(t), self._areas(low)
+        log_snr = self.schedule.log_snr(t)
+        growth = torch.sigmoid(log_snr) * self.schedule.log_snr_rate(t)
+        return (softplus(log_snr, threshold=40) - first) / (last - first), growth / (last - first)
+
+    def _areas(self, low: float) -> Tensor:
+        """softplus(lambda) at both ends of time, (2,)."""
+        ends = torch.tensor([max(low, self.schedule.t_min), 1.0], dtype=torch.float64)
+        return softplus(self.schedule.log_snr(ends), threshold=40)
 
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""

@@ -156,6 +156,12 @@ class Kernel(nn.Module, ABC, Generic[X, B]):
         first = max(low, ends.schedule.t_min)
         return first + (1 - first) * share, torch.full_like(share, 1 - first)
 
+    def share(self, t: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """The inverse of `pace`: (share, dshare/dt) at t, (B,) float64; the second is the density of t."""
+        ends: Any = self
+        first = max(low, ends.schedule.t_min)
+        return (t - first) / (1 - first), torch.full_like(t, 1 / (1 - first))
+
 
 class Memo:
     """Coefficients by time. Tensors in, tensors out; floats are computed once in float64 and remembered as floats.

@@ -118,7 +118,7 @@ METHODS: list[Method] = [
     Method("truncated sampling", ASSUMPTIONS, trials.truncated, Gaussian),
     Method("truncated bound", ASSUMPTIONS, trials_learning.shortened, Gaussian),
     Method("reflow", ASSUMPTIONS, trials_learning.reflowed, Path),
-    Method("stochastic interpolant", ASSUMPTIONS, trials.bridged, Gaussian, (Isotropic, Diagonal)),
+    Method("stochastic interpolant", ASSUMPTIONS, trials.bridged, Gaussian),
     Method("cold degradation", ASSUMPTIONS, trials.cooled, Gaussian),
     Method("guidance", GENERIC, trials.guided, conditional=True),
     Method("sharpening", GENERIC, trials_tokens.sharper, Tokens),

@@ -238,6 +238,15 @@ class Pipeline(ABC, Generic[C]):
         pipeline.read_beside(folder)
         return pipeline
 
+    @classmethod
+    def kind_of(cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None) -> str:
+        """The name of the class that a model was saved by, "" where its configuration does not tell.
+
+        Args, Raises: as `from_pretrained`.
+        """
+        folder, root = cls._locate(name_or_path, revision)
+        return str(read_json(_inside(root, folder / CONFIG), LARGEST_CONFIG).get("pipeline", ""))
+
     def push_to_hub(
         self,
         repo_id: str,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .distributions import Joint, total
 from .errors import ArgumentError
-from .kernel import Kernel, Time
+from .kernel import Kernel, Time, interior
 from .noise import own_view
 from .randomness import Randomness
-from .schedules import Schedule
+from .schedules import Schedule, time_of
 
 __all__ = ["Product"]
 
@@ -88,9 +88,19 @@ class Product(Kernel[tuple[Any, ...], tuple[Any, ...]]):
         return total(part.gap_rate(y, y_0, b, t) for part, y, y_0, b in zipped)
 
     def pace(self, share: Tensor, low: float) -> tuple[Tensor, Tensor]:
-        """The first part's, above every part's t_min."""
-        first, *others = self._each()
-        return first.pace(share, max(low, *(part.schedule.t_min for part in others), 0.0))
+        """By the even mixture of the parts' own laws of t.
+
+        Where one part's cost is large its own law is dense, so the sum of costs over the mixture's density is bounded
+        wherever each is; one part's law alone can be rare where another part still pays.
+        """
+        t = interior(time_of(lambda u: -self.share(u, low)[0], -share))
+        return t, 1 / self.share(t, low)[1]
+
+    def share(self, t: Tensor, low: float) -> tuple[Tensor, Tensor]:
+        """The mean over the parts, above every part's t_min."""
+        low = max(low, *(part.schedule.t_min for part in self._each()))
+        shares, densities = zip(*(part.share(t, low) for part in self._each()), strict=True)
+        return total(shares) / len(shares), total(densities) / len(densities)
 
     def likelihood(self, belief: tuple[Any, ...], t: Time) -> Joint:
         return Joint(tuple(part.likelihood(b, t) for part, b in zip(self._each(), belief, strict=True)))

@@ -315,9 +315,9 @@ def truncated(case: Case) -> None:
 
 
 def bridged(case: Case) -> None:
-    """A bridge from the data in another order to the data."""
+    """A bridge from the data in another order, put into the kernel's space, to the data."""
     kernel: Any = case.kernel
-    path = Interpolant(lambda x, generator: x.flip(0), noise=kernel.noise)
+    path = Interpolant(lambda x, generator: kernel.project(x.flip(0)), noise=kernel.noise)
     own = own_view(case.denoiser)
     own.schedule = path.schedule
     belief = own.given(path, **case.condition)

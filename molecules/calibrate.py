@@ -15,10 +15,10 @@ from ..core.commands import run
 from ..core.errors import DataError
 from ..core.randomness import seeded
 from ..core.runs import model_folder
+from .loading import load_model
 from .options import Calibrate
 from .pipeline import ConformerPipeline
 from .rows import read_rows
-from .sample import load_model
 from .smiles import SMILES
 from .work import Drafted, Rules, chunks, draft, key_of
 

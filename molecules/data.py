@@ -30,9 +30,11 @@ from torch.utils.data import Dataset
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
 from .graphs import ELEMENTS, Arrays, assemble, structure
-from .preparing import LEVELS, Broken, Entry, Options, Table, join, prepare
-from .sources import NAMES, Source, from_file
+from .preparing import LEVELS, Broken, Entry, Options, prepare
+from .readers import Source, from_file
+from .sources import NAMES
 from .splits import Split
+from .tables import Table, join
 
 __all__ = ["LEVELS", "NAMES", "STARTS", "Conformers", "Start", "cache_folder", "load"]
 

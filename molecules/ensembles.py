@@ -20,7 +20,8 @@ from rdkit import Chem
 
 from ..core.errors import ArgumentError, PolydiffError
 from .options import LevelName
-from .work import Drafted, Failure, Judged, Order, Rules, Status, draft, judge, order, with_conformers
+from .ranking import Order, order
+from .work import Drafted, Failure, Judged, Rules, Status, draft, judge, with_conformers
 
 __all__ = ["Ensemble", "MoleculeError", "Move", "Moved", "Settings", "ensembles_of"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,11 +29,16 @@ from ..core.files import write_atomically
 from ..core.machine import machine
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.runs import command_line, make_folder
+from . import generation_evaluate
 from .comparison import SWEEP, Drawn, Draws, Reference, baselines, measure, relaxed_draws, timed
 from .data import NAMES, Conformers, load
+from .generation_options import GenerationEvaluate
+from .loading import load_model, task_of
 from .metrics import PROTOCOLS, Protocol
-from .options import Evaluate, LevelName, Train
+from .options import Evaluate, LevelName, TaskName, Train
 from .pipeline import ConformerPipeline
+from .reporting import lines, shown, with_error
+from .tasks import CONFORMERS, chosen
 
 __all__ = ["draw", "evaluate", "main", "references_of", "table"]
 
@@ -42,9 +47,20 @@ ATTEMPTS = 20  # draws of ETKDGv3 behind a reference ensemble of MMFF94 minima
 
 
 def main(options: Evaluate) -> None:
+    """Measure a model of either task, which the model tells."""
+    TASKS[task_of(options.model)](options)
+
+
+def whole_molecules(options: Evaluate) -> None:
+    """Measure a model of whole molecules."""
+    trained, options = trained_with(options), with_data(options)
+    asked = chosen(GenerationEvaluate, options, CONFORMERS)
+    generation_evaluate.main(asked, options, None if trained is None else trained.count)
+
+
+def conformers(options: Evaluate) -> None:
     """Draw, measure, print and write."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = ConformerPipeline.from_pretrained(options.model, device=device)
+    pipeline = load_model(options.model)
     options = with_data(options)
     assert options.data is not None
     data = load(
@@ -69,6 +85,16 @@ def main(options: Evaluate) -> None:
     print(f"written to {options.out / 'results.json'}")
 
 
+TASKS: Mapping[TaskName, Callable[[Evaluate], None]] = {"conformers": conformers, "molecules": whole_molecules}
+
+
+def trained_with(options: Evaluate) -> Train | None:
+    """The options of the run that the model is of, if it is a run's."""
+    kept = Path(options.model) / CONFIG_NAME
+    found = (kept.parent / "model").is_dir() and kept.is_file()
+    return load_options(kept, "train", "molecules", Train) if found else None
+
+
 def with_data(options: Evaluate) -> Evaluate:
     """The options, completed by the first set that the run was trained on, or that the shipped model is named after.
 
@@ -77,10 +103,8 @@ def with_data(options: Evaluate) -> Evaluate:
     """
     if options.data is not None:
         return options
-    kept = Path(options.model) / CONFIG_NAME
-    if (kept.parent / "model").is_dir() and kept.is_file():
-        first, *_ = load_options(kept, "train", "molecules", Train).data  # references are of one set and one level
-        return replace(options, data=first)
+    if (trained := trained_with(options)) is not None:
+        return replace(options, data=trained.data[0])  # references are of one set and one level
     if options.model in NAMES:
         return replace(options, data=options.model)
     raise ArgumentError("--data", None, f"the data set that {options.model} was trained on: its folder does not tell")
@@ -210,27 +234,6 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
     add("conformers", lambda found: str(found["conformers"]))
     add("seconds per conformer", lambda found: shown(found["seconds per conformer"]))
     return rows
-
-
-def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table in columns of even width."""
-    columns = list(rows[0])
-    widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
-    shape = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return ["  ".join(shape).format(*each) for each in (columns, *(row.values() for row in rows))]
-
-
-def with_error(found: Mapping[str, Any], percent: bool) -> str:
-    """A mean and its standard error."""
-    error = found.get("standard error")
-    return shown(found.get("mean"), percent) + ("" if error is None else f" ± {shown(error, percent)}")
-
-
-def shown(value: float | None, percent: bool = False) -> str:
-    """A number for people; a dash where there is none."""
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}" if percent else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..core.config import Range
 from ..core.errors import ArgumentError, ConfigError
 from ..core.layers import Conditioning, zeroed
+from .blocks import HEADS, SUMS, Block, Pairs, modulated
 from .layers import RadialBasis, grouped, soft_length, squared
-from .network import HEADS, MOST_PAIRS, NEIGHBOURHOOD, SUMS, Block, Pairs, modulated
+from .network import MOST_PAIRS, NEIGHBOURHOOD
 
 __all__ = ["Generator", "GeneratorConfig"]
 

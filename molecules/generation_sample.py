@@ -1,4 +1,4 @@
-"""Draw whole molecules with a trained model: `python -m polydiff.molecules.generation_sample`.
+"""Draw whole molecules with a trained model: `polydiff sample molecules --model` with one of these.
 
 Molecule i depends on the seed and on i alone.
 """
@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 
 from rdkit import Chem
 
-from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
-from .generation import MoleculePipeline
 from .generation_drawing import STATUS, molecule
 from .generation_options import BondsName, GenerationSample
+from .loading import load_generator
 from .stability import Figures, Perceive, by_lengths, determined, figures
 
-__all__ = ["described", "main", "sdf"]
+__all__ = ["PERCEIVE", "described", "main", "sdf"]
 
 PERCEIVE: Mapping[BondsName, Perceive] = {"determined": determined, "lengths": by_lengths}
 
@@ -27,18 +26,18 @@ def main(options: GenerationSample) -> None:
     """Draw the molecules, write those that have bonds, and print the share of the good ones."""
     if options.out.is_dir() or options.out.suffix != ".sdf":
         raise ArgumentError("--out", str(options.out), "a file that ends in .sdf")
-    pipeline = MoleculePipeline.from_pretrained(options.model)
+    drawing, pipeline = options.drawing, load_generator(options.model)
     atoms = pipeline.generate(
-        options.count, options.atoms, steps=options.steps, seed=options.seed, batch_size=options.batch_size
+        drawing.count, drawing.atoms, steps=options.steps, seed=options.seed, batch_size=drawing.batch_size
     )
-    found = [molecule(one, PERCEIVE[options.bonds]) for one in atoms]
-    kept = [mol for mol in found if options.keep_invalid or mol.GetProp(STATUS) == "ok"]
+    found = [molecule(one, PERCEIVE[drawing.bonds]) for one in atoms]
+    kept = [mol for mol in found if drawing.keep_invalid or mol.GetProp(STATUS) == "ok"]
     try:
-        write_atomically(options.out, sdf(found, options.keep_invalid))
+        write_atomically(options.out, sdf(found, drawing.keep_invalid))
     except OSError as error:
         raise DataError(f"{options.out}: the molecules cannot be written ({error})") from error
     print(described(figures(atoms)))
-    print(f"{len(kept)} of {options.count} molecules in {os.fspath(options.out)}")
+    print(f"{len(kept)} of {drawing.count} molecules in {os.fspath(options.out)}")
 
 
 def sdf(molecules: Sequence[Chem.Mol], keep_invalid: bool = False) -> str:
@@ -68,13 +67,3 @@ def described(found: Figures) -> str:
         "unique among the valid": found.unique,
     }
     return "by bond lengths: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
-
-
-if __name__ == "__main__":
-    run(
-        GenerationSample,
-        main,
-        command="sample",
-        domain="molecules",
-        prog="python -m polydiff.molecules.generation_sample",
-    )

@@ -18,7 +18,8 @@ from ..core.errors import ArgumentError, DataError
 from .drafts import Problem, embed, relax
 from .generation_data import Molecules
 from .preparing import Entry
-from .sources import NAMES, from_file
+from .readers import from_file
+from .sources import NAMES
 from .splits import Split
 from .stability import VALENCIES, Atoms
 

@@ -1,4 +1,4 @@
-"""Train a diffusion model of whole molecules: `python -m polydiff.molecules.generation_train`, or `train(...)`.
+"""Train a diffusion model of whole molecules: `polydiff train molecules --task molecules`, or `train(...)`.
 
 The run's folder holds `config.json`, `checkpoints/`, `metrics.jsonl`, `logs/`, and at the end `model/`, which
 `MoleculePipeline.from_pretrained` reads.
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..core.commands import CONFIG_NAME, run
+from ..core.commands import CONFIG_NAME
 from ..core.config import save
 from ..core.machine import machine
 from ..core.methods import WEIGHTS
@@ -32,8 +32,6 @@ from .generation_sources import load
 __all__ = ["DOMAIN", "main", "molecule_config", "objective_of", "train"]
 
 DOMAIN = "molecules"
-TRAIN = "polydiff.molecules.generation_train"
-DRAW = "polydiff.molecules.generation_sample"
 FIRST = 1e-3
 """The earliest time that is trained: a thousandth of the way, where positions are known to some thousandths of an Å."""
 
@@ -50,12 +48,12 @@ def main(options: GenerationTrain, whole: Any = None) -> None:
     data = load(options.data, "train", data_root=options.data_root, count=options.count)
     print(
         f"{data.name}: {len(data)} molecules of {', '.join(data.elements)}, up to {len(data.sizes) - 1} atoms; "
-        f"{options.noise} types; {machine()}",
+        f"{options.types.noise} types; {machine()}",
         flush=True,
     )
     _, trained = train(data, options, whole=whole)
     if trained.is_main_process:
-        print(f"model in {options.out / 'model'}; draw from it: python -m {DRAW} --model {options.out}")
+        print(f"model in {options.out / 'model'}; draw from it: polydiff sample {DOMAIN} --model {options.out}")
 
 
 def train(
@@ -105,8 +103,8 @@ def objective_of(pipeline: MoleculePipeline, options: GenerationTrain) -> Partwi
     return PartwiseDenoising(
         pipeline.model.denoiser,
         pipeline.kernel,
-        [WEIGHTS[options.weighting], TYPE_LOSSES[options.type_loss]],
-        [1.0, options.type_share],
+        [WEIGHTS[options.weighting], TYPE_LOSSES[options.types.type_loss]],
+        [1.0, options.types.type_share],
         low_discrepancy(FIRST),
     )
 
@@ -125,33 +123,24 @@ def molecule_config(data: Molecules, options: GenerationTrain) -> MoleculeConfig
         counts=data.counts,
         sizes=data.sizes,
         network=network,
-        noise=options.noise,
+        noise=options.types.noise,
         schedule=options.schedule,
-        type_schedule=options.type_schedule,
+        type_schedule=options.types.type_schedule,
         parametrisation=options.parametrisation,
-        reading=options.reading,
+        reading=options.types.reading,
     )
 
 
 def card(data: Molecules, options: GenerationTrain, whole: Any, seconds: float) -> Card:
     """What is known about the model when training ends; figures are added by whoever measures them."""
-    command = command_line(options if whole is None else whole, "train", DOMAIN)
-    if whole is None:
-        command = command.replace(f"polydiff train {DOMAIN}", f"python -m {TRAIN}", 1)
     return Card(
         title=f"Molecules like {data.name}",
-        summary=f"A diffusion model of whole molecules, {', '.join(data.elements)}; types: {options.noise}.",
+        summary=f"A diffusion model of whole molecules, {', '.join(data.elements)}; types: {options.types.noise}.",
         data=f"{data.name}, {len(data)} training molecules",
-        command=command,
+        command="" if whole is None else command_line(whole, "train", DOMAIN),
         time=f"{seconds / 60:.1f} minutes",
         machine=machine(),
         seed=options.training.seed,
         limits="Makes molecules like its training set's; they may be unstable, strained or impossible to synthesise.",
         tags=("diffusion", "chemistry"),
     )
-
-
-if __name__ == "__main__":
-    run(
-        GenerationTrain, main, command="train", domain=DOMAIN, prog=f"python -m {TRAIN}"
-    )  # fmt: skip

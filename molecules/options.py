@@ -15,6 +15,7 @@ import tyro
 from ..core.config import Invocation, Range
 from ..core.names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
 from ..core.options import TrainingOptions
+from .generation_options import AtomTypes, Drawing
 
 __all__ = [
     "Calibrate",
@@ -25,6 +26,7 @@ __all__ = [
     "ObjectiveName",
     "Sample",
     "StartName",
+    "TaskName",
     "Train",
 ]
 
@@ -38,6 +40,8 @@ LevelName: TypeAlias = Literal["B3LYP", "MMFF94"]
 """Where the geometries come from: minima of density functional theory, or of a force field."""
 StartName: TypeAlias = Literal["draft", "harmonic", "centred"]
 """What is diffused: the displacement from an ETKDG draft; or the positions, from one of two laws of noise."""
+TaskName: TypeAlias = Literal["conformers", "molecules"]
+"""Geometries of given molecules; or whole molecules, atoms and geometry."""
 ObjectiveName: TypeAlias = Literal["denoising", "aligned", "aligned-target", "chain-rule"]
 
 
@@ -49,21 +53,26 @@ class Network:
     """Architecture: equivariant, told of chirality; or GeoDiff's two encoders."""
     width: Annotated[int, Range(8, 4096)] = 64
     """Features of an atom, a multiple of 8."""
-    blocks: Annotated[int, Range(1, 64)] = 4
-    """Rounds of messages; of the dual encoder's global branch."""
+    vectors: Annotated[int, Range(8, 4096)] | None = None
+    """Vectors of an atom, a multiple of 8; None for 32. The dual encoder has none."""
+    blocks: Annotated[int, Range(1, 64)] | None = None
+    """Rounds of messages, of the dual encoder's global branch; None for 4, and for 5 of whole molecules."""
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a diffusion model of conformers.
+    """Train a diffusion model of conformers, or of whole molecules (--task molecules).
 
     Writes the configuration, checkpoints, logs for TensorBoard and the finished model into the folder --out. On several
     devices: torchrun --nproc-per-node N -m polydiff.molecules.train, with the same options.
     """
 
+    task: TaskName = "conformers"
+    """What is learnt: conformers of given molecules; or molecules themselves, positions and types of atoms at once.
+    Options of the other task are refused."""
     data: tuple[str, ...] = ("small",)
     """Training molecules by name: small (no download), mini-qm9, qm9, esol, freesolv; or files of SMILES or SDF. One or
-    several."""
+    several; one for whole molecules."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     count: Count | None = None
@@ -79,17 +88,19 @@ class Train:
     drafts: Annotated[int, Range(1, 1000)] = 4
     """Drafts that are made of every molecule."""
     network: Network = field(default_factory=Network)
-    schedule: ScheduleName = "rectified-flow"
-    """Noise schedule."""
-    parametrisation: ParametrisationName = "flow"
-    """What the network predicts."""
-    weighting: WeightName = "flow"
-    """Which error the loss leaves unweighted: the velocity's (flow), the noise's (simple), the data's (plain), ..."""
+    schedule: ScheduleName | None = None
+    """Noise schedule of positions; None for rectified-flow, and for cosine of whole molecules."""
+    parametrisation: ParametrisationName | None = None
+    """What the network predicts of positions; None for flow, and for v of whole molecules."""
+    weighting: WeightName | None = None
+    """Which error the loss leaves unweighted: the velocity's (flow), the noise's (simple), the data's (plain), ...;
+    None for flow, and for velocity of whole molecules."""
     objective: ObjectiveName = "denoising"
     """denoising has a likelihood; aligned turns the noise onto the data first; aligned-target and chain-rule are
     GeoDiff's two. These three are no densities."""
     data_seed: Seed = 0
     """Decides the drafts, and which molecules --count takes."""
+    types: AtomTypes = field(default_factory=AtomTypes)
     training: TrainingOptions = field(
         default_factory=lambda: TrainingOptions(batch_size=64, learning_rate=1e-3, decay_to=0.05)
     )
@@ -102,7 +113,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """Conformers of molecules: SMILES in, SDF out.
+    """Conformers of molecules: SMILES in, SDF out. A model of whole molecules (--task molecules) draws --count of them.
 
     Every row of the input gets a status in a table beside the SDF (OUT.report.csv); a bad row never stops the others.
     Kill it at any time: the same command with --resume goes on, and the files come out as if nothing had happened.
@@ -120,7 +131,7 @@ class Sample:
     level: LevelName | None = None
     """Whose geometries: B3LYP or MMFF94; None for B3LYP where the model knows all elements by it."""
     steps: Steps | None = None
-    """Steps of the sampler; None for the model's calibrated solver, else 20."""
+    """Steps of the sampler; None for the model's calibrated solver, else 20; 250 for whole molecules."""
     sampler: SamplerName | None = None
     """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "uniform"
@@ -150,7 +161,8 @@ class Sample:
     progress: bool = True
     """Show a progress bar."""
     seed: Seed = 0
-    """Conformer k of a molecule depends on this seed, the molecule and k alone."""
+    """Conformer k of a molecule depends on this seed, the molecule and k alone; whole molecule k on the seed and k."""
+    drawing: Drawing = field(default_factory=Drawing)
     out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/conformers.sdf")
     """File for the conformers; a name that ends in .gz is compressed."""
     config: Annotated[Path | None, Invocation()] = None
@@ -163,7 +175,8 @@ class Sample:
 class Evaluate:
     """Measure a trained model on molecules it has not seen; prints a table and writes it with its options into --out.
 
-    Each figure stands beside that of ETKDGv3 and of ETKDGv3 with MMFF94.
+    Each figure stands beside that of ETKDGv3 and of ETKDGv3 with MMFF94; for whole molecules, beside that of held-out
+    ones.
     """
 
     model: str = "qm9"
@@ -180,13 +193,13 @@ class Evaluate:
     threshold: Annotated[float, Range(0, 100)] | None = None
     """Angstrom; None for the protocol's own on QM9, 0.5."""
     count: Annotated[int, Range(1, 10**7)] = 100
-    """Molecules."""
+    """Molecules; of whole ones so many are drawn, and as many held-out ones measured."""
     num_conformers: Annotated[int, Range(1, 10_000)] | None = 10
     """Conformers of each, if the protocol looks at no more; None for as many as it looks at."""
     level: LevelName | None = None
     """The reference; None for the data's own."""
     steps: Steps | None = None
-    """Steps of the sampler; None for the model's calibrated solver, else 20."""
+    """Steps of the sampler; None for the model's calibrated solver, else 20; 250 for whole molecules."""
     sampler: SamplerName | None = None
     """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
     grid: GridName = "uniform"

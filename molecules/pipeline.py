@@ -39,6 +39,7 @@ from .graphs import Arrays, assemble, structure
 from .model import LEVELS, ConformerConfig, build, kernel_of, number_of
 from .options import LevelName
 from .scaffolds import Core
+from .trajectories import trajectory
 from .work import Drafted, Failure, Rules, check_positive, chunks, draft, key_of
 
 __all__ = ["DEFAULT_STEPS", "ConformerPipeline"]
@@ -172,32 +173,11 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         """log p of each conformer of a molecule, see `densities.log_likelihood`."""
         return log_likelihood(self, molecule, **options)
 
-    @torch.no_grad()
     def trajectory(
-        self, molecule: str | Chem.Mol, num_conformers: int = 1, *, level: LevelName | None = None, seed: int = 0,
-        **options: Any,
-    ) -> Iterator[Step[np.ndarray]]:  # fmt: skip
-        """The sampler's steps as positions (num_conformers, N, 3) in Angstrom, the start first, no gate behind them.
-
-        Args:
-            molecule, num_conformers, level, seed: as for `generate`.
-            options: `steps`, `sampler` and `grid` of `generate`.
-        """
-        drafted = self.drafted(molecule, num_conformers, level, seed)
-        starts = drafted.positions[np.arange(num_conformers) % len(drafted.positions)]
-        generators = [seeded(seed, key_of(drafted.smiles), 0, k) for k in range(num_conformers)]
-        denoise, kernel, drafts = self.given([drafted.graph] * num_conformers, list(starts), [drafted.level])
-        x = kernel.prior(torch.zeros_like(drafts)).sample(generators)
-
-        def placed(x: Tensor) -> np.ndarray:
-            whole = drafts.double() + self.config.scale * x.double()
-            return whole.cpu().numpy().reshape(num_conformers, -1, 3)
-
-        steps = self.steps(denoise, kernel, x, generators, **options)
-        yield Step(1.0, placed(x), None)
-        for step in steps:
-            belief = None if step.belief is None else placed(step.belief.mean)
-            yield Step(step.t, placed(step.x), belief)
+        self, molecule: str | Chem.Mol, num_conformers: int = 1, **options: Any
+    ) -> Iterator[Step[np.ndarray]]:
+        """The sampler's steps as positions (num_conformers, N, 3) in Angstrom, see `trajectories.trajectory`."""
+        return trajectory(self, molecule, num_conformers, **options)
 
     # --- what these are made of
 

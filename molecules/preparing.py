@@ -3,25 +3,17 @@
 Level "B3LYP" (or any geometry that comes with the molecule): each draft of distance geometry is paired with the
 nearest reference geometry, relabelled among equal atoms and rotated onto it. Level "MMFF94": each draft is paired
 with its own minimum, if that lies within 10 kcal/mol of the molecule's best. A molecule with fewer pairs than asked
-for repeats them.
-
-A table is a plain dictionary of arrays: per molecule `name`, `level`, `pairs`, and the numbers `atoms`, `bonds`,
-`centres`, `references`, `bytes` of its rows in `atom`, `edge`, `bond`, `chiral`, `draft`, `target` (D times N rows),
-`reference` (K times N rows), `energy`, `mol` (RDKit's own binary form). Failures are rows of `problem`.
-
+for repeats them. What comes out is a table, see `tables`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import sys
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,12 +25,12 @@ import rdkit
 from rdkit import Chem
 from tqdm.auto import tqdm
 
-from ..core.files import write_atomically
 from .drafts import Problem, embed, keep, relax, right_stereo
-from .graphs import ATOM_SIZES, EDGE_SIZES, Arrays, UnsupportedElementError, arrays
+from .graphs import Arrays, UnsupportedElementError, arrays
 from .symmetry import Symmetry, best_match, rotation, symmetry
+from .tables import Table, join, nothing, read, write
 
-__all__ = ["LEVELS", "Broken", "Entry", "Options", "Table", "deduplicate", "join", "prepare", "prepare_one"]
+__all__ = ["LEVELS", "Broken", "Entry", "Options", "deduplicate", "prepare", "prepare_one"]
 
 LEVELS = ("B3LYP", "MMFF94")
 """Levels of theory of the targets; a batch holds indices into these."""
@@ -48,8 +40,6 @@ SAME = 0.1
 
 _VERSION = 1  # of what this file makes
 _CHUNK, _PART = 32, 2048
-
-Table = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ def prepare(
     about = {"name": name, "rdkit": rdkit.__version__, "version": _VERSION, **asdict(options)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
     final = None if folder is None else folder / f"{key}.npz"
-    table = None if final is None else _read(final)
+    table = None if final is None else read(final)
     if table is not None:
         return table
     parts: list[Table] = []
@@ -149,17 +139,17 @@ def prepare(
     with tqdm(total=total, desc=f"preparing {name}", unit="mol", disable=_quiet(total)) as bar:
         while group := list(islice(stream, _PART)):
             file = None if folder is None else folder / f"{key}.{len(parts):04d}.npz"
-            table = None if file is None else _read(file)
+            table = None if file is None else read(file)
             if table is None:
                 table = join(list(_parallel(group, options, bar)))
-                if file is not None and _write(file, table):
+                if file is not None and write(file, table):
                     files.append(file)
             else:
                 files.append(file)  # pyright: ignore[reportArgumentType]: a table was read from it
                 bar.update(len(group))
             parts.append(table)
     table = join(parts)
-    if final is not None and _write(final, table):
+    if final is not None and write(final, table):
         for file in files:
             file.unlink(missing_ok=True)
     return table
@@ -255,26 +245,6 @@ def _rows(positions: np.ndarray) -> np.ndarray:
     return positions.reshape(-1, 3).astype(np.float32)
 
 
-def _nothing() -> Table:
-    """A table without rows."""
-    whole = ("atoms", "bonds", "centres", "references", "bytes", "level", "pairs")
-    small = {"atom": (np.uint8, len(ATOM_SIZES)), "edge": (np.uint8, len(EDGE_SIZES)), "bond": (np.int16, 2)}
-    small |= {"chiral": (np.int16, 5), **dict.fromkeys(("draft", "target", "reference"), (np.float32, 3))}
-    return {
-        "name": np.empty(0, dtype="U1"),
-        **{key: np.empty(0, dtype=np.int64) for key in whole},
-        **{key: np.empty((0, width), dtype=kind) for key, (kind, width) in small.items()},
-        "energy": np.empty(0),
-        "mol": np.empty(0, dtype=np.uint8),
-        "problem": np.empty((0, 3), dtype="U1"),
-    }
-
-
-def join(tables: Sequence[Table]) -> Table:
-    """Tables one after another."""
-    return {key: np.concatenate([empty, *(table[key] for table in tables)]) for key, empty in _nothing().items()}
-
-
 def _chunk(group: Sequence[Entry | Broken], options: Options) -> Table:
     """The table of some molecules, in this process."""
     tables: list[Table] = []
@@ -285,7 +255,7 @@ def _chunk(group: Sequence[Entry | Broken], options: Options) -> Table:
             name, found = entry[0], [entry[1]]
         for made in found:
             if isinstance(made, Problem):
-                made = _nothing() | {"problem": np.array([[name, made.reason, made.detail]])}
+                made = nothing() | {"problem": np.array([[name, made.reason, made.detail]])}
             tables.append(made)
     return join(tables)
 
@@ -306,24 +276,3 @@ def _parallel(group: Sequence[Entry | Broken], options: Options, bar: tqdm) -> I
             for chunk, table in zip(chunks, pool.map(_chunk, chunks, [options] * len(chunks)), strict=True):
                 yield table
                 bar.update(len(chunk))
-
-
-def _read(path: Path) -> Table | None:
-    """A kept table; None if there is none, or none that can be read."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in _nothing()}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-
-
-def _write(path: Path, table: Table) -> bool:
-    """Keep a table; whether that worked."""
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **table)
-    try:
-        write_atomically(path, content.getvalue())
-    except OSError as error:
-        warnings.warn(f"{path}: prepared molecules could not be kept ({error})", stacklevel=2)
-        return False
-    return True

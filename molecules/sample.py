@@ -13,9 +13,8 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import rdkit
@@ -26,22 +25,36 @@ from ..core.commands import run
 from ..core.config import to_dict
 from ..core.errors import ArgumentError
 from ..core.methods import GRIDS, SAMPLERS
-from ..core.runs import model_folder
+from . import generation_sample
 from .ensembles import Ensemble
-from .options import Evaluate, Sample
+from .generation_options import GenerationSample
+from .loading import load_model, task_of
+from .options import Evaluate, Sample, TaskName
 from .pipeline import ConformerPipeline
 from .rows import Row, read_rows, rows_of
 from .sdf import Parts, records, report_path
+from .tasks import CONFORMERS, MOLECULES, chosen, refuse
 from .work import STATUSES
 
-__all__ = ["load_model", "main", "processes", "sample", "used"]
+__all__ = ["main", "processes", "sample", "used"]
 
 LOCAL = ("processes", "progress", "out", "model", "input", "smiles")
 """Options that may change when a run is resumed, or whose meaning is kept otherwise."""
 
 
 def main(options: Sample) -> None:
+    """Draw with a model of either task, which the model tells."""
+    TASKS[task_of(options.model)](options)
+
+
+def whole_molecules(options: Sample) -> None:
+    """Draw whole molecules."""
+    generation_sample.main(chosen(GenerationSample, options, CONFORMERS))
+
+
+def conformers(options: Sample) -> None:
     """Write the SDF file and its table."""
+    refuse(options, ["drawing"], MOLECULES)
     rows = rows_from(options)
     pipeline = load_model(options.model)
     pipeline.levels(options.level)
@@ -52,6 +65,9 @@ def main(options: Sample) -> None:
     counts = sample(pipeline, rows, options)
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     print(f"{counts['conformers']} conformers in {options.out}; rows: {told}; the table is {report_path(options.out)}")
+
+
+TASKS: Mapping[TaskName, Callable[[Sample], None]] = {"conformers": conformers, "molecules": whole_molecules}
 
 
 def rows_from(options: Sample) -> list[Row]:
@@ -167,13 +183,6 @@ def used(pipeline: ConformerPipeline, options: Sample | Evaluate) -> str:
     if algorithm is None:
         return f"the model's solver calibrated for {steps} calls"
     return f"{options.sampler or 'dpm-solver++'}, {steps} steps"
-
-
-def load_model(name: str) -> ConformerPipeline:
-    """A model by name, from a folder with a model, or from the folder of a finished run."""
-    path = model_folder(Path(name), "molecules")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ConformerPipeline.from_pretrained(path if path.is_dir() else name, device=device)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Where molecules come from: named sets, and the user's own files, as streams of molecules to prepare.
+"""Where molecules come from: named sets as streams of molecules to prepare; `readers` has the user's own files.
 
 `qm9`: the small organic molecules of Ramakrishnan, Dral, Rupp and von Lilienfeld 2014 (Sci. Data 1, 140022), one
 minimum of B3LYP/6-31G(2df,p) each, split by ring system (`splits`). `mini-qm9`: the 1,000 molecules of QM9 on which
@@ -9,15 +9,11 @@ conformer generators are compared (Ganea et al. 2021, arXiv:2106.07802), as SMIL
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -26,12 +22,13 @@ from rdkit import Chem, rdBase
 
 from ..core.downloads import TIMEOUT, download, offline
 from ..core.errors import DataError
-from .drafts import Problem, parse
+from .drafts import Problem
 from .preparing import Broken, Entry
+from .readers import Source, shuffled, smiles_source, smiles_table, with_geometry
 from .smiles import SMILES
-from .splits import Split, by_name, by_scaffold
+from .splits import Split, by_scaffold
 
-__all__ = ["NAMES", "Source", "from_file", "qm9"]
+__all__ = ["NAMES", "qm9"]
 
 GDB9 = "http://deepchem.io.s3-website-us-west-1.amazonaws.com/datasets/gdb9.tar.gz"
 GDB9_MD5 = "560f62d8e6c992ca0cf8ed8d013f9131"
@@ -47,23 +44,6 @@ _SINGLE, _DOUBLE, _TRIPLE, _AROMATIC = (
     Chem.BondType.AROMATIC,
 )
 _ORDERS = {1: _SINGLE, 2: _DOUBLE, 3: _TRIPLE, 4: _AROMATIC}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Molecules of one split.
-
-    Attributes:
-        name: of the set.
-        key: what distinguishes its contents; part of the key under which prepared molecules are kept.
-        levels: that its references have (names).
-        entries: the molecules of a split, in a fixed order, at most so many; what fails comes as (name, Problem).
-    """
-
-    name: str
-    key: str
-    levels: tuple[str, ...]
-    entries: Callable[[Split, int | None], Iterator[Entry | Broken]]
 
 
 def qm9(root: Path) -> Source:
@@ -91,7 +71,7 @@ def _qm9_arrays(path: Path) -> Source:
         mol = _molecule(have["z"][row], have["formal_charge"][row], have["bonds"][line], x)
         return (name, mol) if isinstance(mol, Problem) else Entry(name, mol, x[None])
 
-    order = _shuffled(np.flatnonzero(have["bonds_ok"] == 1))
+    order = shuffled(np.flatnonzero(have["bonds_ok"] == 1))
     content = hashlib.sha256(have["xyz_milliangstrom"].tobytes() + have["gdb_index"].tobytes()).hexdigest()[:16]
     return Source("qm9", f"qm9 {content}", ("B3LYP",), lambda split, count: _select(map(one, order), split, count))
 
@@ -122,9 +102,9 @@ def _qm9_sdf(path: Path) -> Source:
         with rdBase.BlockLogs():
             mol = supplier[k]
         name = f"gdb {k + 1}"
-        return _with_geometry(name, [mol]) if mol is not None else (name, Problem("invalid", "not a possible molecule"))
+        return with_geometry(name, [mol]) if mol is not None else (name, Problem("invalid", "not a possible molecule"))
 
-    order = _shuffled(np.arange(len(supplier)))
+    order = shuffled(np.arange(len(supplier)))
     return Source("qm9", "qm9 sdf", ("B3LYP",), lambda split, count: _select(map(one, order), split, count))
 
 
@@ -157,24 +137,6 @@ def _molecule(z: np.ndarray, charges: np.ndarray, bonds: np.ndarray, x: np.ndarr
     return mol if parts == 1 else Problem("disconnected", f"{parts} parts")
 
 
-def _with_geometry(name: str, mols: Sequence[Chem.Mol]) -> Entry | Broken:
-    """A molecule of which conformers are given; all have the same atoms in the same order."""
-    mol = Chem.Mol(mols[0])
-    if not mol.GetNumAtoms():
-        return name, Problem("invalid", "no atoms")
-    if len(Chem.GetMolFrags(mol)) > 1:
-        return name, Problem("disconnected", f"{len(Chem.GetMolFrags(mol))} parts")
-    if any(atom.GetNumImplicitHs() or atom.GetNumExplicitHs() for atom in mol.GetAtoms()):
-        return name, Problem("invalid", "hydrogens are missing; the geometry must have all atoms")
-    Chem.AssignStereochemistryFrom3D(mol)
-    return Entry(name, mol, np.stack([other.GetConformer().GetPositions() for other in mols]))
-
-
-def _shuffled(places: np.ndarray) -> list[int]:
-    """A fixed order, so that a part of a set is like the whole."""
-    return np.random.default_rng(0).permutation(places).tolist()
-
-
 def _select(stream: Iterator[Entry | Broken], split: Split, count: int | None) -> Iterator[Entry | Broken]:
     """The first `count` molecules of a stream whose ring system belongs to the split; failures count as training's."""
     taken = 0
@@ -195,7 +157,7 @@ def mini_qm9(root: Path) -> Source:
     else:
         path = root / "molecules" / "geom_test_smiles" / "qm9_test_smiles.csv"
         download("mini-qm9", MINI, path, MINI_SHA256, size=MINI_SIZE)
-    return _smiles_source("mini-qm9", _smiles_table(path))
+    return smiles_source("mini-qm9", smiles_table(path))
 
 
 def moleculenet(name: str, file: str, checksum: str, size: int) -> Callable[[Path], Source]:
@@ -208,123 +170,14 @@ def moleculenet(name: str, file: str, checksum: str, size: int) -> Callable[[Pat
         else:
             path = root / "molecules" / "smiles_moleculenet" / f"{name}.csv"
             download(name, DEEPCHEM + file, path, checksum, size=size)
-        return _smiles_source(name, _smiles_table(path))
+        return smiles_source(name, smiles_table(path))
 
     return found
 
 
 def small() -> Source:
     """The list that comes with the package; ensembles are made, and split at random by molecule."""
-    return _smiles_source("small", [(smiles, smiles) for smiles in SMILES])
-
-
-def from_file(path: Path) -> Source:
-    """The user's own molecules: `.sdf` with conformers as references, or SMILES (`.smi`, `.txt`, `.csv`).
-
-    SDF: records that follow each other with one title and the same atoms are conformers of one molecule. SMILES: one a
-    line, a name may follow; of a table the column `smiles`. Split at random by molecule.
-    """
-    suffix = "".join(Path(path.name.removesuffix(".gz")).suffixes[-1:]).lower()
-    if suffix == ".sdf":
-        return _sdf_source(path)
-    if suffix in (".smi", ".txt", ".csv"):
-        table = _smiles_table(path)
-        if not table:
-            raise DataError(f"{path}: no molecules")
-        return _smiles_source(path.stem, table)
-    raise DataError(f"{path}: expected .sdf (conformers), or .smi, .txt or .csv of SMILES")
-
-
-def _smiles_table(path: Path) -> list[tuple[str, str]]:
-    """(name, SMILES) of each line or row."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text: {error}") from error
-    if ".csv" in path.suffixes:
-        table = csv.DictReader(io.StringIO(text))
-        columns = {name.strip().lower(): name for name in table.fieldnames or ()}
-        if "smiles" not in columns:
-            raise DataError(f"{path}: no column smiles; it has {', '.join(columns) or 'nothing'}")
-        rows = list(table)
-        given = columns.get("name") or columns.get("id")
-        return [(row[given] if given else row[columns["smiles"]], row[columns["smiles"]] or "") for row in rows]
-    lines = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [(words[-1].strip(), words[0]) for words in lines]
-
-
-def _smiles_source(name: str, table: Sequence[tuple[str, str]]) -> Source:
-    """Molecules as SMILES, of which ensembles are made; equal molecules go to one split."""
-    content = hashlib.sha256(repr(list(table)).encode()).hexdigest()[:16]
-
-    def entries(split: Split, count: int | None) -> Iterator[Entry | Broken]:
-        taken = 0
-        for place in _shuffled(np.arange(len(table))):
-            if count is not None and taken >= count:
-                return
-            title, smiles = table[place]
-            mol = parse(smiles)
-            if isinstance(mol, Problem):
-                where, made = "train", (title, mol)
-            else:
-                where, made = by_name(Chem.MolToSmiles(Chem.RemoveHs(mol))), Entry(title, mol, relaxed=True)
-            if where == split:
-                taken += 1
-                yield made
-
-    return Source(name, f"{name} smiles {content}", ("MMFF94",), entries)
-
-
-def _sdf_source(path: Path) -> Source:
-    """Conformers from an SDF file, whose bonds and geometry say the stereochemistry."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    with rdBase.BlockLogs():
-        mols = list(Chem.ForwardSDMolSupplier(io.BytesIO(data), removeHs=False))
-    if not mols:
-        raise DataError(f"{path}: no molecules")
-    groups: list[tuple[str, list[Chem.Mol | None]]] = []
-    for place, mol in enumerate(mols):
-        title = mol.GetProp("_Name").strip() if mol is not None and mol.HasProp("_Name") else ""
-        if mol is not None and groups and title and groups[-1][0] == title and _alike(groups[-1][1][0], mol):
-            groups[-1][1].append(mol)
-        else:
-            groups.append((title or f"record {place + 1}", [mol]))
-
-    def entries(split: Split, count: int | None) -> Iterator[Entry | Broken]:
-        taken = 0
-        for place in _shuffled(np.arange(len(groups))):
-            if count is not None and taken >= count:
-                return
-            title, group = groups[place]
-            found = [mol for mol in group if mol is not None]
-            if not found:
-                where, made = "train", (title, Problem("invalid", "not a possible molecule"))
-            elif any(not mol.GetNumConformers() or not mol.GetConformer().Is3D() for mol in found):
-                where, made = "train", (title, Problem("invalid", "no 3-D conformer; give SMILES to have some made"))
-            else:
-                where = by_name(Chem.MolToSmiles(Chem.RemoveHs(found[0]), isomericSmiles=False))
-                made = _with_geometry(title, found)
-            if where == split:
-                taken += 1
-                yield made
-
-    content = hashlib.sha256(data).hexdigest()[:16]
-    return Source(path.stem, f"{path.stem} {content}", ("B3LYP",), entries)
-
-
-def _alike(a: Chem.Mol | None, b: Chem.Mol) -> bool:
-    """Whether two records have the same atoms and bonds in the same order."""
-    if a is None or a.GetNumAtoms() != b.GetNumAtoms() or a.GetNumBonds() != b.GetNumBonds():
-        return False
-    atoms = zip(a.GetAtoms(), b.GetAtoms(), strict=True)
-    if any((p.GetAtomicNum(), p.GetFormalCharge()) != (q.GetAtomicNum(), q.GetFormalCharge()) for p, q in atoms):
-        return False
-    pairs = {(*sorted((x.GetBeginAtomIdx(), x.GetEndAtomIdx())), x.GetBondType()) for x in a.GetBonds()}
-    return pairs == {(*sorted((x.GetBeginAtomIdx(), x.GetEndAtomIdx())), x.GetBondType()) for x in b.GetBonds()}
+    return smiles_source("small", [(smiles, smiles) for smiles in SMILES])
 
 
 NAMES: Mapping[str, Callable[[Path], Source]] = {

@@ -1,5 +1,7 @@
 """Train a diffusion model of conformers: `polydiff train molecules`, `python -m polydiff.molecules.train`, or `train`.
 
+With `--task molecules` the command trains one of whole molecules (`generation_train`).
+
 The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for
 TensorBoard, and at the end `model/`, which `ConformerPipeline.from_pretrained` reads.
 """
@@ -13,28 +15,57 @@ from torch import nn
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
+from ..core.errors import ArgumentError
 from ..core.machine import machine
 from ..core.methods import WEIGHTS
+from ..core.names import ParametrisationName, ScheduleName, WeightName
 from ..core.objectives import Denoising
 from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
+from . import generation_train
 from .data import Conformers, load
 from .dual import DualConfig
+from .generation_options import GenerationTrain
 from .kernel import Aligned
 from .model import DEFAULT_SCALE, LEVELS, NOISES, ConformerConfig, Level
 from .network import EquivariantConfig
 from .objectives import AlignedTarget, ChainRule
-from .options import LevelName, Network, ObjectiveName, Train
+from .options import LevelName, Network, ObjectiveName, TaskName, Train
 from .pipeline import ConformerPipeline
 from .splits import Split
+from .tasks import CONFORMERS, MOLECULES, chosen, refuse
 
-__all__ = ["conformer_config", "main", "objective_of", "scale_of", "train"]
+__all__ = ["conformer_config", "generation_options", "main", "objective_of", "scale_of", "train"]
+
+SCHEDULE: ScheduleName = "rectified-flow"
+PARAMETRISATION: ParametrisationName = "flow"
+WEIGHTING: WeightName = "flow"
+VECTORS, BLOCKS = 32, 4
+"""Of conformers, where the options leave them open."""
 
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
+    TASKS[options.task](options)
+
+
+def whole_molecules(options: Train) -> None:
+    """`--task molecules`."""
+    generation_train.main(generation_options(options), options)
+
+
+def generation_options(options: Train) -> GenerationTrain:
+    """What training whole molecules takes of the options."""
+    if len(options.data) != 1:
+        raise ArgumentError("--data", options.data, "one data set: for --task molecules")
+    return chosen(GenerationTrain, options, CONFORMERS, data=options.data[0], task=options.task)
+
+
+def conformers(options: Train) -> None:
+    """`--task conformers`."""
+    refuse(options, ["types"], MOLECULES)
     check_begun(options)
     data = data_of(options, "train")
 
@@ -51,6 +82,9 @@ def main(options: Train) -> None:
     if trained.is_main_process:
         print(f"model in {options.out / 'model'}; draw from it: polydiff sample molecules --model {options.out} "
               '--smiles "CCO"')  # fmt: skip
+
+
+TASKS: Mapping[TaskName, Callable[[Train], None]] = {"conformers": conformers, "molecules": whole_molecules}
 
 
 def train(
@@ -125,14 +159,16 @@ def name_of(objective: nn.Module, part: nn.Module) -> str:
 def aligned(pipeline: ConformerPipeline, options: Train) -> nn.Module:
     """Denoising on pairs whose noise is turned onto the data."""
     path = Aligned(pipeline.model.schedule, NOISES[pipeline.config.start]())
-    return Denoising(pipeline.model, path, WEIGHTS[options.weighting])
+    return Denoising(pipeline.model, path, WEIGHTS[options.weighting or WEIGHTING])
 
 
 OBJECTIVES: Mapping[ObjectiveName, Callable[[ConformerPipeline, Train], nn.Module]] = {
-    "denoising": lambda pipeline, options: Denoising(pipeline.model, pipeline.kernel, WEIGHTS[options.weighting]),
+    "denoising": lambda pipeline, options: Denoising(
+        pipeline.model, pipeline.kernel, WEIGHTS[options.weighting or WEIGHTING]
+    ),
     "aligned": aligned,
     "aligned-target": lambda pipeline, options: AlignedTarget(
-        pipeline.model, pipeline.kernel, WEIGHTS[options.weighting]
+        pipeline.model, pipeline.kernel, WEIGHTS[options.weighting or WEIGHTING]
     ),
     "chain-rule": lambda pipeline, options: ChainRule(pipeline.model, pipeline.kernel),
 }
@@ -147,8 +183,8 @@ def conformer_config(data: Conformers, options: Train) -> ConformerConfig:
     """The model that the options ask for, completed by what the data say."""
     return ConformerConfig(
         network=network_config(options.network, len(data.levels), scale_of(options)),
-        schedule=options.schedule,
-        parametrisation=options.parametrisation,
+        schedule=options.schedule or SCHEDULE,
+        parametrisation=options.parametrisation or PARAMETRISATION,
         start=options.start,
         scale=scale_of(options),
         levels=tuple(Level(level_named(name), data.elements[name]) for name in data.levels),
@@ -162,9 +198,12 @@ def level_named(name: str) -> LevelName:
 
 def network_config(network: Network, levels: int, scale: float) -> EquivariantConfig | DualConfig:
     """The sizes that a command line asks for, for so many levels and displacements in units of `scale` Angstrom."""
+    depth = network.blocks or BLOCKS
     if network.kind == "dual":
-        return DualConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
-    return EquivariantConfig(width=network.width, depth=network.blocks, levels=levels, scale=scale)
+        refuse(network, ["vectors"], "equivariant networks")
+        return DualConfig(width=network.width, depth=depth, levels=levels, scale=scale)
+    vectors = network.vectors or VECTORS
+    return EquivariantConfig(width=network.width, vectors=vectors, depth=depth, levels=levels, scale=scale)
 
 
 def card(data: Conformers, options: Train, seconds: float) -> Card:

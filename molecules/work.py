@@ -1,4 +1,4 @@
-"""What is done with one molecule outside the network: read it, draft it, judge its conformers, rank them.
+"""What is done with one molecule outside the network: read it, draft it, judge its conformers; `ranking` ranks them.
 
 These are jobs for processes beside the one that runs the network: plain functions of plain data, without state. None
 raises for a molecule that fails; what can go wrong with a row of a file is a `Status`.
@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from rdkit import Chem, rdBase
-from rdkit.Chem import rdForceFieldHelpers, rdMolAlign
+from rdkit.Chem import rdForceFieldHelpers
 
 from ..core.errors import ArgumentError
 from ..core.randomness import mix
@@ -31,7 +31,6 @@ __all__ = [
     "Drafted",
     "Failure",
     "Judged",
-    "Order",
     "Rules",
     "Status",
     "canonical",
@@ -40,8 +39,6 @@ __all__ = [
     "draft",
     "judge",
     "key_of",
-    "order",
-    "pairwise_rmsd",
 ]
 
 Status: TypeAlias = Literal[
@@ -67,9 +64,6 @@ STATUSES: tuple[Status, ...] = (
 
 MOST_STEPS = 2000
 """Of the minimiser around fixed atoms."""
-
-MOST_MATCHES = 2000
-"""Relabellings of equal atoms that RMSDs look at; hydrogens on carbon, which have the most, are left out of them."""
 
 
 @dataclass(frozen=True)
@@ -138,21 +132,6 @@ class Judged:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Order:
-    """An ensemble, best first.
-
-    Attributes:
-        places: of the conformers that are kept, among those given.
-        rmsd: of each to the first, symmetric, without hydrogens on carbon, Angstrom.
-        seconds: taken.
-    """
-
-    places: tuple[int, ...]
-    rmsd: tuple[float, ...]
-    seconds: float
-
-
 def draft(what: str | Chem.Mol, count: int, round_: int, rules: Rules) -> Drafted | Failure:
     """Read a molecule, check it, and embed `count` drafts of it.
 
@@ -216,32 +195,6 @@ def judge(mol: Chem.Mol, positions: np.ndarray, relax: bool, energies: bool, fix
                 right[places] = [keeps_stereo(mol, positions[k]) for k in places]
             found[places] = mmff_energies(mol, positions[places])
     return Judged(right, positions, found, time.perf_counter() - began)
-
-
-def order(mol: Chem.Mol, positions: np.ndarray, energies: np.ndarray, keep_duplicates: bool, threshold: float) -> Order:
-    """Rank conformers by energy, as they come where there is none, and leave out those that are there already."""
-    began = time.perf_counter()
-    ranked = np.argsort(energies, kind="stable").tolist()  # NaN last, in order
-    small = without_carbon_hydrogens(mol, positions[ranked])
-    places, rmsd = [0], [0.0]
-    for k in range(1, len(ranked)):
-        distance = best_rmsd(small, k, 0)
-        if keep_duplicates or (
-            distance > threshold and all(best_rmsd(small, k, kept) > threshold for kept in places[1:])
-        ):
-            places.append(k)
-            rmsd.append(distance)
-    return Order(tuple(ranked[k] for k in places), tuple(rmsd), time.perf_counter() - began)
-
-
-def pairwise_rmsd(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray:
-    """Symmetric RMSDs (K, K) in Angstrom between conformers (K, N, 3), without hydrogens on carbon."""
-    small, count = without_carbon_hydrogens(mol, positions), len(positions)
-    found = np.zeros((count, count))
-    for i in range(count):
-        for j in range(i):
-            found[i, j] = found[j, i] = best_rmsd(small, i, j)
-    return found
 
 
 def read(mol: Chem.Mol) -> Chem.Mol | drafts.Problem:
@@ -315,30 +268,6 @@ def mmff_energies(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray:
     for k, one in enumerate(positions):
         found[k] = field.CalcEnergy(one.ravel().tolist())
     return found
-
-
-def without_carbon_hydrogens(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
-    """The heavy atoms and those hydrogens that can make a difference, at positions (K, N, 3)."""
-    made = Chem.RWMol(with_conformers(mol, positions))
-    gone = [
-        atom.GetIdx()
-        for atom in made.GetAtoms()
-        if atom.GetAtomicNum() == 1 and any(other.GetAtomicNum() == 6 for other in atom.GetNeighbors())
-    ]
-    if len(gone) == made.GetNumAtoms():
-        gone = []
-    made.BeginBatchEdit()
-    for i in gone:
-        made.RemoveAtom(i)
-    made.CommitBatchEdit()
-    return made.GetMol()
-
-
-def best_rmsd(mol: Chem.Mol, i: int, j: int) -> float:
-    """Between two conformers, over rotations and relabellings; conformer i comes to lie on j."""
-    if mol.GetNumAtoms() == 1:
-        return 0.0
-    return rdMolAlign.GetBestRMS(mol, mol, i, j, maxMatches=MOST_MATCHES)
 
 
 def chunks(items: Sequence[int], cost: Sequence[int], bound: int) -> list[list[int]]:

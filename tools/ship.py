@@ -20,7 +20,9 @@ from polydiff.core.config import load
 from polydiff.core.pipeline import Card, Pipeline
 from polydiff.core.records import read_records
 from polydiff.molecules import evaluate as molecules_evaluate
+from polydiff.molecules import generation_evaluate, generation_sources, generation_train
 from polydiff.molecules import train as molecules_train
+from polydiff.molecules.loading import load_generator
 from polydiff.molecules.options import Train as TrainMolecules
 from polydiff.molecules.pipeline import ConformerPipeline
 from polydiff.text import data as text_data
@@ -76,8 +78,26 @@ def text(run: Path, data_root: Path | None) -> Run:
 
 
 def molecules(run: Path, data_root: Path | None) -> Run:
-    """A run of conformers."""
+    """A run of conformers, or of whole molecules."""
     trained = load(run / "config.json", "train", "molecules", TrainMolecules)
+    return {"conformers": conformers, "molecules": whole_molecules}[trained.task](run, data_root, trained)
+
+
+def whole_molecules(run: Path, data_root: Path | None, trained: TrainMolecules) -> Run:
+    """A run of whole molecules."""
+    options = molecules_train.generation_options(trained)
+    data = generation_sources.load(options.data, "train", data_root=data_root, count=options.count)
+    return Run(
+        load_generator(str(run)),
+        generation_train.card(data, options, trained, seconds(run, trained)),
+        generation_evaluate.table,
+        "Makes small molecules like its training set's and no others. Elements and positions are drawn, bonds are read "
+        "off them: some of what comes out is unstable, charged oddly, strained or impossible to make.",
+    )
+
+
+def conformers(run: Path, data_root: Path | None, trained: TrainMolecules) -> Run:
+    """A run of conformers."""
     data = molecules_train.data_of(replace(trained, data_root=data_root), "train")
     return Run(
         ConformerPipeline.from_pretrained(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from polydiff.core.distributions import Discrete, Joint, Normal
+from polydiff.core.estimates import continuous_elbo
 from polydiff.core.gaussian import Belief
 from polydiff.core.product import Product
 from polydiff.core.randomness import seeded
-from polydiff.core.schedules import Cosine
-from tests.core.cases import INDEX, B, Case, parts, product
+from polydiff.core.schedules import Cosine, RectifiedFlow, Schedule, VarianceExploding
+from tests.core.cases import CASES, INDEX, B, Case, parts, product
 
 S, T = torch.tensor([0.2, 0.1, 0.45, 0.3]).double(), torch.tensor([0.4, 0.3, 0.5, 0.8]).double()
 
@@ -86,3 +88,77 @@ def test_structure_reaches_its_own_part_and_no_other_view(case: Case) -> None:
     assert torch.equal(view.parts[1].layout.index, INDEX)
     types: Any = kernel.given(part_1={"index": other, "num_graphs": 2}).parts[1]
     assert types.layout.num_graphs == 2 and parts(case)[1].kernel.layout.num_graphs == B
+
+
+@pytest.mark.parametrize(
+    "name", ["product-cosine", "product-edm", "product-rectified", "uniform-cosine", "centred-linear"]
+)
+def test_shares_are_the_inverse_of_the_pace(name: str) -> None:
+    """There and back; and the density is the slope of the share, by central differences."""
+    kernel, low, step = CASES[name]().kernel, 0.05, 1e-6
+    share = torch.tensor([0.0, 1e-3, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
+    t, stretch = kernel.pace(share, low)
+    again, density = kernel.share(t, low)
+    torch.testing.assert_close(again, share, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stretch * density, torch.ones_like(share), rtol=1e-12, atol=0)
+    slope = (kernel.share(t + step, low)[0] - kernel.share(t - step, low)[0]) / (2 * step)
+    torch.testing.assert_close(density, slope, rtol=1e-5, atol=1e-7)
+    assert float(t[0]) == pytest.approx(low, abs=1e-9) and bool((t.diff() > 0).all())
+
+
+def test_times_are_met_as_the_mixture_of_the_parts_laws(case: Case) -> None:
+    """A part's share of all draws below any time; and no part's times are rare where it alone has its cost."""
+    low, count = 1e-3, 20_000
+    t, _ = case.kernel.pace((torch.arange(count, dtype=torch.float64) + 0.5) / count, low)
+    for u in (0.01, 0.3, 0.7, 0.999):
+        at = torch.tensor([u], dtype=torch.float64)
+        below = sum(float(part.kernel.share(at, low)[0]) for part in parts(case)) / 2
+        assert float((t < u).double().mean()) == pytest.approx(below, abs=2 / count)
+    near, far = case.kernel.pace(torch.tensor([1 - 1e-9], dtype=torch.float64), low)
+    assert float(near) > 1 - 1e-8
+    assert float(far) <= 2 * (1 + 1e-6)  # types that survive as 1 - t are met evenly
+    assert float(parts(case)[0].kernel.pace(torch.tensor([1 - 1e-9]).double(), low)[1]) > 1e3
+
+
+def repeated(schedule: Schedule, times: int) -> Case:
+    """The product case, every example so many times."""
+    one = product(schedule)
+    index = torch.arange(B).repeat_interleave(times)
+    return Case(one.kernel.taken(index, one.x_0), one.kernel.take(one.x_0, index))
+
+
+def wrong(case: Case) -> Any:
+    """A denoiser whose costs are finite: an error of the data's size over 1 + SNR, and types told by chance."""
+    schedule = parts(case)[0].kernel.schedule
+    logits = torch.randn(5, generator=seeded(3), dtype=torch.float64)
+    logits[4] = -torch.inf
+
+    def denoise(x: Any, t: Any) -> tuple[Belief, Tensor]:
+        snr = schedule.log_snr(torch.as_tensor(t, dtype=torch.float64)).exp()
+        mean = parts(case)[0].kernel.combine((1 - (1 + snr) ** -0.5, case.x_0[0]))
+        return Belief(mean), logits.log_softmax(-1).expand(len(x[1]), 5)
+
+    return denoise
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow(), VarianceExploding(t_min=0.01)], ids=repr)
+def test_the_continuous_bound_is_unbiased_and_its_error_falls_as_the_root(schedule: Schedule) -> None:
+    """Against a fine quadrature in t itself, and the closed form; 5 standard errors."""
+    low, count = 0.05, 4000
+    case = repeated(schedule, count)
+    gaps = continuous_elbo(wrong(case), case.kernel, case.x_0, low=low, generator=seeded(0)).gaps.sum(0).reshape(B, -1)
+    t = low + (1 - low) * ((torch.arange(count, dtype=torch.float64) + 0.5) / count).repeat(B)
+    x_t = case.kernel.marginal(case.x_0, t).sample(seeded(1))
+    fine = case.kernel.gap_rate(x_t, case.x_0, wrong(case)(x_t, t), t).reshape(B, -1) * (1 - low)
+    error = (gaps.var(1) + fine.var(1)).sqrt() / math.sqrt(count)
+    assert bool(((gaps.mean(1) - fine.mean(1)).abs() < 5 * error).all())
+    whole = product(schedule)
+    snr = schedule.log_snr(torch.tensor([low, 1.0], dtype=torch.float64)).exp()
+    of_x = whole.kernel.parts[0].noise.squares(whole.x_0[0]) * (torch.log1p(snr[0]) - torch.log1p(snr[1])) / 2
+    said = -wrong(whole)(whole.x_0, 0.5)[1].gather(1, whole.x_0[1].unsqueeze(1)).squeeze(1)
+    exact = of_x + (1 - low) * torch.zeros(B, dtype=torch.float64).index_add(0, INDEX, said)
+    assert bool(((gaps.mean(1) - exact).abs() < 5 * gaps.std(1) / math.sqrt(count)).all())
+    # A bounded estimate: its spread is the same among few draws as among many, so the error falls as 1/sqrt(n).
+    few = gaps.reshape(B, 16, -1).var(2).mean(1).sqrt()
+    torch.testing.assert_close(few, gaps.std(1), rtol=0.1, atol=0)
+    assert float((gaps.abs().amax(1) / gaps.std(1)).max()) < 30

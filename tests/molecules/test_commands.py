@@ -130,13 +130,13 @@ def test_the_dual_encoder_is_kept_as_what_it_is(source: Path, tmp_path: Path) ->
 def train_options(source: Path, folder: Path, **changes: object) -> Train:
     network = changes.pop("network", module.Network(width=8, blocks=1))
     training = module.TrainingOptions(steps=1, batch_size=4, progress=False, cpu=True, log_every=1)
-    return Train(data=str(source), drafts=1, out=folder / "run", network=network, training=training, **changes)  # pyright: ignore
+    return Train(data=(str(source),), drafts=1, out=folder / "run", network=network, training=training, **changes)  # pyright: ignore
 
 
 def test_training_reduces_the_loss(source: Path, tmp_path: Path) -> None:
     options = train_options(source, tmp_path)
     longer = module.TrainingOptions(
-        steps=30, batch_size=8, progress=False, cpu=True, log_every=10, warmup=5, learning_rate=5e-3, ema=0.9
+        steps=100, batch_size=8, progress=False, cpu=True, log_every=20, warmup=5, learning_rate=5e-3, ema=0.9
     )
     _, trained = train(data_of(options, "train"), Train(**{**vars(options), "training": longer}))
     assert trained.history[-1]["loss"] < 0.8 * trained.history[0]["loss"]

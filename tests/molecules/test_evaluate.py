@@ -25,6 +25,7 @@ from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
 from polydiff.molecules.options import Demo, Evaluate
 from polydiff.molecules.pipeline import ConformerPipeline
+from polydiff.molecules.reporting import lines
 from polydiff.molecules.rmsd import positions
 
 SMILES = ("CC(C)CO", "C[C@H](N)C(=O)O", "O")
@@ -188,7 +189,7 @@ def test_a_model_without_noise_is_its_drafts() -> None:
     rows = evaluate.table(results)
     assert {"figure", *results["methods"]} == set(rows[0])
     assert "P1: COV-R, %, <= 0.5 Å, mean" in [row["figure"] for row in rows]
-    assert len({len(line) for line in evaluate.lines(rows)}) == 1
+    assert len({len(line) for line in lines(rows)}) == 1
 
 
 def test_protocol_and_threshold_reach_the_figures() -> None:

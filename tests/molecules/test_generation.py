@@ -18,6 +18,7 @@ from polydiff.core.bounds import elbo
 from polydiff.core.categorical import absorbing
 from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError, ConfigError, DataError
+from polydiff.core.estimates import continuous_elbo
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.options import TrainingOptions
 from polydiff.core.product import Product
@@ -28,7 +29,13 @@ from polydiff.molecules.generation_data import Molecules
 from polydiff.molecules.generation_drawing import STATUS, Likelihood, atoms_of
 from polydiff.molecules.generation_model import LARGEST, MoleculeConfig, kernel_of, structure_of
 from polydiff.molecules.generation_network import GeneratorConfig
-from polydiff.molecules.generation_options import GenerationSample, GenerationTrain, GeneratorNetwork
+from polydiff.molecules.generation_options import (
+    AtomTypes,
+    Drawing,
+    GenerationSample,
+    GenerationTrain,
+    GeneratorNetwork,
+)
 from polydiff.molecules.generation_sample import main as sample_main
 from polydiff.molecules.generation_sample import sdf
 from polydiff.molecules.generation_sources import load
@@ -114,25 +121,11 @@ class Coupled:
 
 
 def test_the_continuous_bound_of_a_coupled_law_is_its_density() -> None:
-    """In infinitely many steps factorised ones lose nothing (5 standard errors).
-
-    Times come half from the positions' pace, half evenly: where the one is rare, the rate of the other is not small.
-    """
-    toy, low, terms, g = Coupled(4_000), 1e-2, 6, seeded(1)
-    x_0, schedule = toy.sample(seeded(0)), toy.positions
-    ends = torch.tensor([low, 1.0], dtype=torch.float64)
-    first, end = torch.nn.functional.softplus(schedule.log_snr(ends), threshold=40).tolist()
-    total = toy.kernel.marginal(x_0, 1.0).kl(toy.kernel.prior(x_0))
-    for term in range(terms):
-        share = torch.rand(toy.count, generator=g, dtype=torch.float64)
-        t = toy.kernel.pace(share, low)[0] if term % 2 else low + (1 - low) * share
-        paced = torch.sigmoid(schedule.log_snr(t)) * schedule.log_snr_rate(t) / (end - first)
-        density = (paced + 1 / (1 - low)) / 2
-        x_t = toy.kernel.marginal(x_0, t).sample(g)
-        total = total + toy.kernel.gap_rate(x_t, x_0, toy.denoise(x_t, t), t) / density / terms
-    x_t = toy.kernel.marginal(x_0, low).sample(g)
-    total = total - toy.kernel.likelihood(toy.denoise(x_t, low), low).log_prob(x_0)
-    slack = total + toy.log_prob(x_0)
+    """In infinitely many steps factorised ones lose nothing (5 standard errors)."""
+    toy = Coupled(4_000)
+    x_0 = toy.sample(seeded(0))
+    bound = continuous_elbo(toy.denoise, toy.kernel, x_0, terms=6, low=1e-2, generator=seeded(1))
+    slack = bound.total + toy.log_prob(x_0)
     error = float(slack.std()) / toy.count**0.5
     assert error < 0.08
     assert abs(float(slack.mean())) < 5 * error
@@ -370,17 +363,18 @@ def test_training_drawing_and_keeping(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(ArgumentError, match="^folder"):
         train(data, asked)
     out = tmp_path / "out.sdf"
-    sample_main(GenerationSample(model=str(tmp_path / "run"), count=4, steps=3, keep_invalid=True, out=out))
+    drawing = Drawing(count=4, keep_invalid=True)
+    sample_main(GenerationSample(model=str(tmp_path / "run"), drawing=drawing, steps=3, out=out))
     assert "4 of 4 molecules" in capsys.readouterr().out
     assert len([mol for mol in Chem.SDMolSupplier(str(out), removeHs=False, sanitize=False) if mol is not None]) == 4
     with pytest.raises(ArgumentError, match="^--out"):
         sample_main(GenerationSample(model=str(tmp_path / "run"), out=tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{"noise": "uniform"}, {"noise": "marginal", "reading": "context"}])
-def test_other_noise_trains_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("types", [AtomTypes(noise="uniform"), AtomTypes(noise="marginal", reading="context")], ids=str)
+def test_other_noise_trains_too(tmp_path: Path, types: AtomTypes) -> None:
     data = Molecules([METHANE, WATER] * 4, "two")
-    made, trained = train(data, options(tmp_path / "run", **changes))
+    made, trained = train(data, options(tmp_path / "run", types=types))
     assert all(math.isfinite(entry["loss"]) for entry in trained.history)
     assert isinstance(made.log_likelihood([WATER], steps=5, terms=1)[0], Likelihood)
 

@@ -23,8 +23,9 @@ from polydiff.molecules.ensembles import MoleculeError
 from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
 from polydiff.molecules.pipeline import ConformerPipeline
+from polydiff.molecules.ranking import order, pairwise_rmsd
 from polydiff.molecules.stereo import keeps_stereo
-from polydiff.molecules.work import chunks, order, pairwise_rmsd
+from polydiff.molecules.work import chunks
 from tests.molecules.models import config, saying, still, untrained
 
 CHIRAL = "C[C@H](O)[C@@H](N)C(=O)O"
