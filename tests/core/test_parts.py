@@ -128,6 +128,16 @@ def test_two_gaussian_parts_keep_their_own_schedule_and_preconditioning() -> Non
             torch.testing.assert_close(joint(x_t, t)[i].mean, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_taken_products_are_bound_to_the_examples_taken() -> None:
+    whole, x_0, index_ = kernel(), data(), torch.tensor([2, 0])
+    x_t = whole.marginal(x_0, 0.4).sample(seeded(1))
+    some = whole.taken(index_, x_0)
+    few, noisy = whole.take(x_0, index_), whole.take(x_t, index_)
+    assert [part.examples(y) for part, y in zip(some.parts, few, strict=True)] == [2, 2]  # pyright: ignore
+    expected = whole.marginal(x_0, 0.4).log_prob(x_t)[index_]
+    torch.testing.assert_close(some.marginal(few, 0.4).log_prob(noisy), expected)
+
+
 def test_an_exact_network_gives_the_exact_belief_and_a_tight_bound() -> None:
     """Independent parts with closed forms: the bound is the sum of the parts' expected bounds (5 standard errors)."""
     deviation, p = 0.7, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
