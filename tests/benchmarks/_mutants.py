@@ -95,6 +95,77 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     "kernel": [
         ("coefficients of a learned schedule are not refreshed", "if self.fixed:", "if True:"),
     ],
+    "layout": [
+        (
+            "numbers go to rows in turn",
+            "numbers = numbers.expand(self.num_graphs)[self.on(x.device)]",
+            "numbers = numbers.expand(self.num_graphs)[torch.arange(len(x), device=x.device) % self.num_graphs]",
+        ),
+        ("numbers go to the wrong example", "[self.on(x.device)]\n", "[self.num_graphs - 1 - self.on(x.device)]\n"),
+        (
+            "sums over the whole batch",
+            "return x.new_zeros(self.num_graphs).index_add(0, self.on(x.device), per_row(x))",
+            "return per_row(x).sum().expand(self.num_graphs)",
+        ),
+        (
+            "rows are counted for elements",
+            "self.sizes.to(x.device) * math.prod(x.shape[1:])",
+            "self.sizes.to(x.device)",
+        ),
+        (
+            "the first generator draws for every example",
+            "draw((size, *x.shape[1:]), one,",
+            "draw((size, *x.shape[1:]), generator[0],",
+        ),
+        (
+            "taken examples keep the sizes of the first ones",
+            "sizes = self.sizes[index.to(self.index.device)]\n        rows",
+            "sizes = self.sizes[: len(index)]\n        rows",
+        ),
+        (
+            "rows of taken examples begin one example later",
+            "shift = (self.sizes.cumsum(0) - self.sizes)[index]",
+            "shift = self.sizes.cumsum(0)[index] - self.sizes[0]",
+        ),
+        (
+            "examples without rows at the end are lost",
+            "torch.bincount(index, minlength=self.num_graphs)",
+            "torch.bincount(index)",
+        ),
+        ("places count through the batch", "- (self.sizes.cumsum(0) - self.sizes)[self.index]", ""),
+    ],
+    "structure": [
+        ("structure is not bound", "kernel = own.given(**structure)", "own.given(**structure)"),
+        ("structure is a condition, too", 'not in ("x_0", "structure")}', 'not in ("x_0",)}'),
+    ],
+    "parts": [
+        ("shares are not applied", "scale = share * weight(part.schedule, t)", "scale = weight(part.schedule, t)"),
+        ("first part's schedule weighs all", "share * weight(part.schedule, t)", "share * weight(kernel.schedule, t)"),
+        (
+            "every part per dimension of the whole",
+            "part.dims(y).to(error).clamp_min(1)",
+            "kernel.dims(x_0).to(error).clamp_min(1)",
+        ),
+        (
+            "first reading's numbers for all",
+            "each = [numbers[first:last] for first, last in pairwise(ends)]",
+            "each = [numbers[: last - first] for first, last in pairwise(ends)]",
+        ),
+        ("the parts' states are not scaled for the network", "tuple(x for x, _ in asked)", "x_t"),
+    ],
+    "case": [
+        (
+            "the kernel keeps the structure of all examples",
+            "kernel=kernel.taken(index, x_0)",
+            "kernel=kernel",
+        ),
+        ("conditions stay those of all examples", "return value[index]", "return value[: len(index)]"),
+        (
+            "conditions with a row per atom are left alone",
+            "return self.kernel.take(value, index) if value.ndim and len(value) == rows else value",
+            "return value",
+        ),
+    ],
     "noise": [
         (
             "diagonal noise is drawn with the variance for the deviation",
@@ -118,6 +189,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "clouds": [
+        (
+            "taken clouds keep the graph of all examples",
+            "view.layout = self.layout.taken(index)",
+            "view.layout = self.layout",
+        ),
         (
             "centred clouds keep all degrees of freedom",
             "return (self.counts(like) - 1).clamp_min(0) * like.shape[1]",
@@ -181,6 +257,22 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("KL of tokens the other way round", "p = self.log_probs.exp()", "p = other.log_probs.exp()"),
     ],
     "categorical": [
+        ("ragged times are per example where rows are wanted", "return self.layout.rowwise(t)", "return t"),
+        (
+            "taken chains keep the graph of all examples",
+            "view.layout = self.layout.taken(index)",
+            "view.layout = self.layout",
+        ),
+        (
+            "posterior's law sums over rows",
+            "return Discrete(normalised(forward + backward), self.layout)",
+            "return Discrete(normalised(forward + backward))",
+        ),
+        (
+            "dims are positions of the batch",
+            "self.layout.numel(x).to(",
+            "self.layout.numel(x).sum().expand(self.examples(x)).to(",
+        ),
         (
             "belief is not divided by q(x_t | x_0)",
             "torch.where(possible > -math.inf, belief - possible, -math.inf)",
@@ -209,11 +301,22 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "score_entropy": [
+        ("structure forgotten", "kernel, x_0 = own.kernel, own.x_0", "kernel, x_0 = self.kernel, own.x_0"),
         ("time is cut off", "torch.where((u <= self.low).to(rate.device), reconstruction, diffusion)", "diffusion"),
         ("weight of alpha for its complement", "(1 - alpha_t).clamp_min(2.0**-53)", "alpha_t.clamp_min(2.0**-53)"),
         ("share of the reconstruction not counted", "log_prob(x_0) / self.low", "log_prob(x_0)"),
     ],
     "product": [
+        (
+            "every part takes the first one's structure",
+            "part.given(**structure.get(name, {}))",
+            "part.given(**structure.get(names[0], {}))",
+        ),
+        (
+            "taken products keep the structure of all examples",
+            "nn.ModuleList(part.taken(index, y) for part, y in zip(self._each(), like, strict=True))",
+            "nn.ModuleList(self._each())",
+        ),
         (
             "only the first part's loss",
             "return total(part.error(y, b, t) for part, y, b in zipped)",
@@ -330,6 +433,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "hybrid": [
         (
+            "structure forgotten",
+            "self.denoising.look(opened(self.kernel, batch), generator)",
+            "self.denoising.look(opened(self.kernel, batch)._replace(kernel=self.kernel), generator)",
+        ),
+        (
             "the bound teaches the mean",
             "return Belief(belief.mean.detach(), belief.spread)",
             "return Belief(belief.mean, belief.spread)",
@@ -338,6 +446,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("wrong previous time", "(torch.searchsorted(rising, t) - 1)", "(torch.searchsorted(rising, t) - 2)"),
     ],
     "vdm": [
+        (
+            "structure forgotten",
+            "whole, x_0, condition = opened(self.kernel, batch)",
+            "whole, x_0, condition = opened(self.kernel, batch)._replace(kernel=self.kernel)",
+        ),
         ("inner schedule learns from half the square", "gain.copy_(2 * diffusion", "gain.copy_(diffusion"),
         ("diffusion loss without its half", "slope * torch.exp(-gamma) / 2", "slope * torch.exp(-gamma)"),
         ("prior at the wrong end", "torch.exp(-gamma_0 - span).to(squares)", "torch.exp(-gamma_0).to(squares)"),
@@ -603,6 +716,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "distillation": [
         (
+            "structure forgotten",
+            "kernel, x_0, condition = opened(self.kernel, batch)",
+            "kernel, x_0, condition = opened(self.kernel, batch)._replace(kernel=self.kernel)",
+        ),
+        (
             "log-SNR for its half in the target",
             "whole, second = torch.expm1((top - last) / 2), torch.expm1((inner - last) / 2)",
             "whole, second = torch.expm1(top - last), torch.expm1(inner - last)",
@@ -619,6 +737,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "consistency": [
+        (
+            "structure forgotten",
+            "kernel, x_0, condition = opened(self.kernel, batch)",
+            "kernel, x_0, condition = opened(self.kernel, batch)._replace(kernel=self.kernel)",
+        ),
         (
             "boundary condition at 0, not at t_min",
             "above, data = sigma_t - sigma_min * alpha_t, sigma_data * alpha_t",

@@ -73,6 +73,8 @@ TESTED_IN = {
     "spaces": ["multistep"],
     "truncation": ["prior"],
     "cold": ["interpolants", "samplers"],
+    "case": ["matrix"],
+    "layout": ["layout", "tokens", "structure", "inpainting"],
     "guidance": ["denoisers"],
 }
 """Modules whose tests are not, or not only, in the file of their name."""

@@ -83,6 +83,17 @@ def test_ragged_tokens_are_dense_tokens_example_by_example(name: str, width: tup
                 torch.testing.assert_close(part, getattr(dense, state)(*mine), rtol=1e-12, atol=1e-12)
 
 
+def test_taken_chains_are_bound_to_the_examples_taken() -> None:
+    kernel, index = CHAINS["absorbing"]().given(index=INDEX, num_graphs=B), torch.tensor([B - 1, 0, 0])
+    x_0 = tokens(len(INDEX), high=4)
+    x_t = kernel.marginal(x_0, T).sample(seeded(0))
+    some, few, noisy = kernel.taken(index, x_0), kernel.take(x_0, index), kernel.take(x_t, index)
+    assert some.examples(few) == 3
+    assert torch.equal(some.dims(few), kernel.dims(x_0)[index])
+    whole = kernel.marginal(x_0, T).log_prob(x_t)[index]
+    torch.testing.assert_close(some.marginal(few, T[index]).log_prob(noisy), whole)
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_ragged_samplers_and_losses_are_dense_ones_example_by_example(name: str) -> None:
     dense = CHAINS[name]()

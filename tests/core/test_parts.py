@@ -16,7 +16,7 @@ from polydiff.core.ancestral import ancestral
 from polydiff.core.bounds import elbo
 from polydiff.core.categorical import absorbing, uniform
 from polydiff.core.clouds import Centred
-from polydiff.core.denoisers import GaussianDenoiser, TokenDenoiser, context, flow, index, log_snr, logits, time, v
+from polydiff.core.denoisers import GaussianDenoiser, TokenDenoiser, context, edm, flow, index, log_snr, logits, time, v
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.objectives import Denoising, flow_velocity, plain, velocity
@@ -102,6 +102,40 @@ def test_each_part_is_read_as_by_a_denoiser_of_its_own(
     again = joint(x_t, each, whole, hint=hint)
     torch.testing.assert_close(again[0].mean, mean, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(again[1], types, rtol=1e-10, atol=1e-10)
+
+
+def test_two_gaussian_parts_keep_their_own_schedule_and_preconditioning() -> None:
+    """Each part's c_in and c_skip are those of its own schedule: none is 1, and no two are equal."""
+    schedules, widths = (POSITIONS, TYPES), (0.3, 0.8)
+    whole = Product([Gaussian(schedule, Centred()) for schedule in schedules]).given(**WHOLE)
+    x_t = whole.marginal((data()[0], data(1)[0]), 0.4).sample(seeded(1))
+
+    class Scaled(nn.Module):
+        def forward(self, xs: tuple[Tensor, Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.tanh(xs[0]), torch.tanh(xs[1])
+
+    class Alone(nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return torch.tanh(x)
+
+    def readings(network: nn.Module) -> list[GaussianDenoiser]:
+        return [GaussianDenoiser(network, s, edm(width)) for s, width in zip(schedules, widths, strict=True)]
+
+    joint = ProductDenoiser(Scaled(), readings(nn.Identity())).given(whole)
+    for t in (0.4, torch.tensor([0.4, 0.1, 0.9], dtype=torch.float64)):
+        for i, reading in enumerate(readings(Alone())):
+            expected = reading.given(whole.parts[i])(x_t[i], t).mean
+            torch.testing.assert_close(joint(x_t, t)[i].mean, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_taken_products_are_bound_to_the_examples_taken() -> None:
+    whole, x_0, index_ = kernel(), data(), torch.tensor([2, 0])
+    x_t = whole.marginal(x_0, 0.4).sample(seeded(1))
+    some = whole.taken(index_, x_0)
+    few, noisy = whole.take(x_0, index_), whole.take(x_t, index_)
+    assert [part.examples(y) for part, y in zip(some.parts, few, strict=True)] == [2, 2]  # pyright: ignore
+    expected = whole.marginal(x_0, 0.4).log_prob(x_t)[index_]
+    torch.testing.assert_close(some.marginal(few, 0.4).log_prob(noisy), expected)
 
 
 def test_an_exact_network_gives_the_exact_belief_and_a_tight_bound() -> None:

@@ -14,7 +14,7 @@ from rdkit.Chem import rdForceFieldHelpers, rdMolAlign
 from scipy.spatial.transform import Rotation
 
 from polydiff.core.errors import ArgumentError, DataError
-from polydiff.molecules import drafts, preparing
+from polydiff.molecules import drafts, graphs, preparing, sources
 from polydiff.molecules.data import LEVELS, Conformers, load
 from polydiff.molecules.drafts import right_stereo
 from polydiff.molecules.graphs import graph
@@ -120,6 +120,45 @@ def test_deduplication_sees_through_relabelling():
     turned = x[of.every[77]] @ Rotation.random(rng=np.random.default_rng(1)).as_matrix()
     far = x * 1.3
     assert deduplicate(of, [x, turned, far]) == [0, 2]
+    assert deduplicate(of, [x, far, x * 1.31, turned]) == [0, 1]  # each against all that are kept
+
+
+def test_geometries_of_another_stereochemistry_are_no_targets(monkeypatch):
+    """Neither those that come with a molecule nor minima that the force field turned over."""
+    mol = parse("C[C@H](O)F")
+    x = embed(mol, 1, 5).GetConformer().GetPositions()
+    given = preparing.Entry("given", mol, np.stack([-x, x]))
+    (table,) = preparing.prepare_one(given, Options(drafts=2))
+    assert table["references"].tolist() == [1]
+    np.testing.assert_allclose(table["reference"], x - x.mean(0), atol=1e-5)
+    (problem,) = preparing.prepare_one(preparing.Entry("mirrored", mol, -x[None]), Options(drafts=1))
+    assert problem.reason == "stereo-failed"
+
+    def mirroring(made):
+        energies = relax(made)
+        conformer = made.GetConformer(int(energies.argmin()))
+        conformer.SetPositions(np.ascontiguousarray(-conformer.GetPositions()))
+        energies[energies.argmin()] -= 1  # the best of all, were it not another molecule
+        return energies
+
+    monkeypatch.setattr(preparing, "relax", mirroring)
+    (table,) = preparing.prepare_one(preparing.Entry("relaxed", mol, relaxed=True), Options(drafts=3))
+    for x in (
+        *table["reference"].reshape(-1, mol.GetNumAtoms(), 3),
+        *table["target"].reshape(-1, mol.GetNumAtoms(), 3),
+    ):
+        assert right_stereo(graphs.arrays(mol), x)
+
+
+def test_drafts_depend_on_the_name_and_the_seed():
+    mol = parse("CCCO")
+    made = [
+        preparing.prepare_one(preparing.Entry(name, mol, relaxed=True), Options(drafts=1, attempts=1, seed=seed))
+        for name, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))
+    ]
+    first, again, *others = (tables[0]["draft"] for tables in made)
+    np.testing.assert_array_equal(first, again)
+    assert all(np.abs(first - other).max() > 0.05 for other in others)
 
 
 @pytest.mark.parametrize("start", ["harmonic", "centred"])
@@ -274,6 +313,39 @@ def test_splits_are_disjoint_and_fixed():
     assert scaffold(parse("CCCC(=O)O")) == ""
     assert by_scaffold(parse("CCCC(=O)O")) == "train"
     assert by_scaffold(parse("CC1CC1")) == by_name("C1CC1")
+    rings = [mol for mol in map(parse, SMILES) if scaffold(mol)]
+    assert all(by_scaffold(mol) == by_name(scaffold(mol)) for mol in rings)
+    assert {by_scaffold(mol) for mol in rings} == {"train", "valid", "test"}
+
+
+def test_a_split_takes_its_own_molecules_only():
+    entries = [preparing.Entry(smiles, parse(smiles)) for smiles in SMILES]
+    found = {
+        split: [e.name for e in sources._select(iter(entries), split, None)] for split in ("train", "valid", "test")
+    }
+    assert sorted(name for names in found.values() for name in names) == sorted(SMILES) and all(found.values())
+    assert all(by_scaffold(parse(name)) == split for split, names in found.items() for name in names)
+    assert [e.name for e in sources._select(iter(entries), "test", 2)] == found["test"][:2]
+
+
+def test_arrays_of_qm9_are_read_in_angstrom(tmp_path):
+    """Water and hydrogen cyanide, the second of which is marked as having no sound bonds."""
+    water = np.array([[0, 0, 0], [960, 0, 0], [-240, 930, 0]])
+    cyanide = np.array([[0, 0, 0], [1150, 0, 0], [-1070, 0, 0]])
+    np.savez(
+        tmp_path / "qm9_xyz.npz",
+        gdb_index=[3, 5],
+        n_atoms=[3, 3],
+        z=[8, 1, 1, 6, 7, 1],
+        xyz_milliangstrom=np.concatenate([water, cyanide]),
+        formal_charge=[0] * 6,
+        n_bonds=[2, 2],
+        bonds=[[0, 1, 1], [0, 2, 1], [0, 1, 3], [0, 2, 1]],
+        bonds_ok=[1, 0],
+    )
+    (entry,) = sources.qm9(tmp_path).entries("train", None)
+    assert entry.name == "gdb 3" and Chem.MolToSmiles(Chem.RemoveHs(entry.mol)) == "O"
+    np.testing.assert_allclose(entry.references, water[None] / 1000)
 
 
 def test_the_embedded_list_is_sound():

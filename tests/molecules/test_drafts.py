@@ -127,6 +127,11 @@ def test_relaxed_conformers_are_minima_with_their_energies():
         assert np.abs(force).max() < 0.1
 
 
+def test_what_has_not_converged_has_no_energy(monkeypatch):
+    monkeypatch.setattr(drafts, "_STEPS", 1)
+    assert np.isnan(relax(embed(parse("CCCCO"), 2, 2))).all()
+
+
 def test_without_parameters_nothing_moves():
     mol = embed(parse("CB(C)C"), 1, 2)
     x = mol.GetConformer().GetPositions()

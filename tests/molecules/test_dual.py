@@ -126,6 +126,18 @@ def test_time_level_and_draft_matter():
         assert float((net(**given | other) - y).detach().abs().max()) > 1e-6
 
 
+def test_distances_are_those_of_the_geometry_in_angstrom():
+    """Now: of the draft and the displacements together; before: of the draft. Both come in units of 0.5 Å."""
+    net, given = network(), problem("C[C@H](O)F")
+    seen: list[Tensor] = []
+    net.radial.register_forward_hook(lambda module, told, found: seen.append(told[0]))
+    net(**given)
+    i, j = given["graph"].edge_index
+    for told, x in zip(seen, (given["x"] + given["draft"], given["draft"]), strict=True):
+        expected = (0.25 * (x[i] - x[j]).square().sum(1) + 0.01).sqrt()
+        assert_close(told, expected)
+
+
 def test_gradients_where_atoms_coincide():
     net, given = network(), problem(*SMILES)
     x = torch.zeros_like(given["x"]).requires_grad_()

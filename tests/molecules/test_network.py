@@ -209,6 +209,18 @@ def test_scale_is_the_unit_of_length():
     assert_close(two(**given | {"draft": given["draft"] / 2}), one(**given))
 
 
+def test_distances_are_those_of_the_geometry_in_angstrom():
+    """Now: of the draft and the displacements together; before: of the draft. Both come in units of 0.5 Å."""
+    net, given = network(), problem("C[C@H](O)F")
+    seen: list[Tensor] = []
+    net.radial.register_forward_hook(lambda module, told, found: seen.append(told[0]))
+    net(**given)
+    i, j = given["graph"].edge_index
+    for told, x in zip(seen, (given["x"] + given["draft"], given["draft"]), strict=True):
+        expected = (0.25 * (x[i] - x[j]).square().sum(1) + 0.01).sqrt()
+        assert_close(told[0][i, j], expected)
+
+
 def test_bfloat16_keeps_geometry():
     net, given = network(dtype=torch.float32), problem(*CHIRAL, dtype=torch.float32)
     exact = net(**given)

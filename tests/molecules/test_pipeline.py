@@ -19,6 +19,7 @@ from torch import Tensor
 from polydiff.core.ddim import ddim
 from polydiff.core.errors import ArgumentError, ConfigError
 from polydiff.core.methods import SAMPLERS
+from polydiff.molecules import work
 from polydiff.molecules.ensembles import MoleculeError
 from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
@@ -91,6 +92,15 @@ def test_conformers_have_noise_of_their_own() -> None:
     drawn = coordinates(untrained(start="centred")("O", 4, steps=1, sampler=ddim, energies=False))
     gaps = np.abs(drawn[:, None] - drawn[None]).max((2, 3)) + np.eye(4)
     assert gaps.min() > 1e-3
+
+
+def test_rounds_have_noise_of_their_own() -> None:
+    pipeline = untrained(start="centred")
+    drafted = pipeline.drafted("CO", 1, None, 0)
+    first, again, other = (
+        pipeline.move([drafted], [drafted.positions], [[0]], number, steps=1).positions[0] for number in (0, 0, 1)
+    )
+    assert np.array_equal(first, again) and np.abs(first - other).max() > 1e-3
 
 
 def test_every_status() -> None:
@@ -196,6 +206,25 @@ def test_order_ranks_keeps_the_best_and_measures_from_it() -> None:
     assert order(mol, x, np.array([3.0, math.nan, 1.0]), True, 0.1).places == (2, 0, 1)
     gaps = pairwise_rmsd(mol, x)
     assert gaps[0, 2] < 1e-6 and np.allclose(gaps, gaps.T) and gaps[1, 0] == pytest.approx(found.rmsd[1], abs=1e-6)
+
+
+def test_hydrogens_on_carbon_do_not_count_among_duplicates() -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles("CO"))
+    x = coordinates(still()("CO", 1, steps=1))[0]
+    y = x.copy()
+    y[2:5] += 0.5 * (y[2:5] - y[0])  # the methyl's; atom 5 is the hydroxyl's
+    z = x.copy()
+    z[5] += 0.5 * (z[5] - z[1])
+    gaps = pairwise_rmsd(mol, np.stack([x, y, z]))
+    assert gaps[0, 1] < 1e-6 and gaps[0, 2] > 0.1
+
+
+def test_what_relaxation_turns_over_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    mol = Chem.AddHs(Chem.MolFromSmiles(CHIRAL))
+    x = still().drafted(CHIRAL, 2, None, 0).positions
+    assert work.judge(mol, x, True, False).right.all()
+    monkeypatch.setattr(work, "relaxed", lambda mol, positions, fixed: -positions)
+    assert not work.judge(mol, x, True, False).right.any()
 
 
 def test_relaxed_conformers_are_minima() -> None:
@@ -334,6 +363,24 @@ def test_completed_molecules_are_whole() -> None:
         assert np.abs(x[list(match)] - Chem.RemoveHs(ring).GetConformer().GetPositions()).max() < 1e-9
         for bond in mol.GetBonds():
             assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.7
+
+
+def test_the_network_sees_the_given_part_in_its_own_shape_and_unit() -> None:
+    """Late on the way, when there is little noise, distances of the given atoms are those given, in units of scale."""
+    seen: list[np.ndarray] = []
+
+    def answer(x: Tensor, c: Tensor, graph: Any, level: Tensor, draft: Tensor) -> Tensor:
+        seen.append(x[:6].double().numpy())
+        return torch.zeros_like(x)
+
+    pipeline = saying(answer, start="centred", scale=0.5)
+    ring = still()("c1ccccc1CO", 1, steps=1).GetConformer().GetPositions()[:6]
+    pipeline.complete("c1ccccc1CO", dict(enumerate(ring)), 1, steps=100, resamples=1)
+
+    def gaps(x: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(x[:, None] - x[None], axis=-1)
+
+    assert np.abs(0.5 * gaps(seen[-1]) - gaps(ring)).max() < 0.1
 
 
 def test_parts_are_checked() -> None:

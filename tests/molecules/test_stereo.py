@@ -92,7 +92,7 @@ def test_double_bonds_on_the_wrong_side_do_not_pass(smiles: str) -> None:
         cut = Chem.FragmentOnBonds(mol, [i], addDummies=False)
         side = next(part for part in Chem.GetMolFrags(cut) if b in part)
         axis = (x[b] - x[a]) / np.linalg.norm(x[b] - x[a])
-        for angle, passes in ((180.0, False), (90.0, False), (20.0, True)):
+        for angle, passes in ((180.0, False), (90.0, False), (75.0, False), (45.0, True), (20.0, True)):
             c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
             cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
             turn = c * np.eye(3) + s * cross + (1 - c) * np.outer(axis, axis)
