@@ -131,9 +131,9 @@ class Sample:
     level: LevelName | None = None
     """Whose geometries: B3LYP or MMFF94; None for B3LYP where the model knows all elements by it."""
     steps: Steps | None = None
-    """Steps of the sampler; None for the model's calibrated solver, else 20; 250 for whole molecules."""
+    """Steps of the sampler; None for the model's calibrated solver, else 10; 250 for whole molecules."""
     sampler: SamplerName | None = None
-    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
+    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else ancestral."""
     grid: GridName = "uniform"
     """How the steps are spaced in time; a calibrated solver has its own grid."""
     relax: bool = False
@@ -199,9 +199,9 @@ class Evaluate:
     level: LevelName | None = None
     """The reference; None for the data's own."""
     steps: Steps | None = None
-    """Steps of the sampler; None for the model's calibrated solver, else 20; 250 for whole molecules."""
+    """Steps of the sampler; None for the model's calibrated solver, else 10; 250 for whole molecules."""
     sampler: SamplerName | None = None
-    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else dpm-solver++."""
+    """Algorithm; None for the model's calibrated solver of so many steps where it has one, else ancestral."""
     grid: GridName = "uniform"
     """How the steps are spaced in time; a calibrated solver has its own grid."""
     relax: bool = False

@@ -25,8 +25,8 @@ from rdkit import Chem
 from torch import Tensor, nn
 
 from ..core import grids
+from ..core.ancestral import ancestral
 from ..core.denoisers import Conditioned, GaussianDenoiser
-from ..core.dpm_solver import dpm_solver_pp_2m
 from ..core.errors import ArgumentError
 from ..core.gaussian import Belief, Gaussian
 from ..core.pipeline import Pipeline
@@ -44,7 +44,7 @@ from .work import Drafted, Failure, Rules, check_positive, chunks, draft, key_of
 
 __all__ = ["DEFAULT_STEPS", "ConformerPipeline"]
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = 10
 """Network calls where the model has no calibrated solver."""
 
 Sampler = Callable[..., Iterator[Step[Tensor]]]
@@ -133,9 +133,9 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             num_conformers: of each.
             level: whose geometries; None for B3LYP where the model knows all elements of a molecule by it, else
                 MMFF94.
-            steps: intervals of the time grid; None for the largest calibrated solver of at most 20 calls, else 20.
+            steps: intervals of the time grid; None for the largest calibrated solver of at most 10 calls, else 10.
             sampler: `sampler(denoise, kernel, x, times)` -> steps, such as `core.ddim.ddim`; by default the solver
-                calibrated for so many steps, where the model has one, else DPM-Solver++ 2M.
+                calibrated for so many steps, where the model has one, else ancestral.
             grid: `grid(steps, schedule)` -> times.
             seed: of drafts and noise.
             relax: to MMFF94 minima afterwards.
@@ -207,7 +207,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         steps = DEFAULT_STEPS if steps is None else steps
         if sampler is None and steps in self.solvers:
             return None, steps
-        return (dpm_solver_pp_2m if sampler is None else sampler), steps
+        return (ancestral if sampler is None else sampler), steps
 
     def steps(
         self, denoise: Any, kernel: Gaussian, x: Tensor, generators: Any, *, steps: int | None = None,

@@ -182,7 +182,7 @@ def used(pipeline: ConformerPipeline, options: Sample | Evaluate) -> str:
     algorithm, steps = pipeline.algorithm(options.steps, sampler)
     if algorithm is None:
         return f"the model's solver calibrated for {steps} calls"
-    return f"{options.sampler or 'dpm-solver++'}, {steps} steps"
+    return f"{options.sampler or 'ancestral'}, {steps} steps"
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "continuous bound without the clock's Jacobian",
-            "growth = torch.sigmoid(self.schedule.log_snr(t)) * self.schedule.log_snr_rate(t)",
+            "growth = torch.sigmoid(log_snr) * self.schedule.log_snr_rate(t)",
             "growth = self.schedule.log_snr_rate(t)",
         ),
         ("decoder's width without the division by alpha", "return (sigma_t / alpha_t,)", "return (sigma_t,)"),
@@ -296,8 +296,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "pace without the slope of alpha",
-            "(last - first) / (alpha_t * self.schedule.drift(t))",
-            "(first - last) * torch.ones_like(t)",
+            "alpha_t * self.schedule.drift(t) / (last - first)",
+            "torch.ones_like(t) / (first - last)",
         ),
     ],
     "score_entropy": [

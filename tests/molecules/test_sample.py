@@ -259,7 +259,7 @@ def test_the_command(asked: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(module, "load_model", lambda name: still())
     main(replace(asked, input=None, smiles=("CCO", "oops")))
     told = capsys.readouterr().out
-    assert "2 conformers in" in told and "1 ok, 1 invalid" in told and "2 molecules, dpm-solver++, 1 steps" in told
+    assert "2 conformers in" in told and "1 ok, 1 invalid" in told and "2 molecules, ancestral, 1 steps" in told
     main(replace(asked, input=None, smiles=("CCO", "oops"), resume=True))
     assert "finished already" in capsys.readouterr().out
     for wrong in (replace(asked, input=None), replace(asked, smiles=("C",))):
