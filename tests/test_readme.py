@@ -55,3 +55,17 @@ def test_tables_are_those_of_the_results() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "tables.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "<!-- table: vision_quality -->\n|" in README
+
+
+def test_conformers_from_the_shipped_model() -> None:
+    text = (ROOT / "molecules" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block, names)
+    assert names["mol"].GetNumConformers() == 5
+    assert [one.status for one in names["many"]] == ["ok", "ok", "invalid"]
+    given, kept = names["core"], names["completed"]
+    assert kept.GetNumConformers() == 2
+    for conformer in kept.GetConformers():
+        for atom, place in given.items():
+            assert torch.allclose(torch.tensor(conformer.GetPositions()[atom]), torch.tensor(place).double(), atol=1e-6)
