@@ -25,6 +25,7 @@ from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
 from polydiff.molecules.pipeline import ConformerPipeline
 from polydiff.molecules.ranking import order, pairwise_rmsd
+from polydiff.molecules.scaffolds import bent
 from polydiff.molecules.stereo import keeps_stereo
 from polydiff.molecules.work import chunks
 from tests.molecules.models import config, saying, still, untrained
@@ -363,6 +364,39 @@ def test_completed_molecules_are_whole() -> None:
         assert np.abs(x[list(match)] - Chem.RemoveHs(ring).GetConformer().GetPositions()).max() < 1e-9
         for bond in mol.GetBonds():
             assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.7
+
+
+@pytest.mark.parametrize("smiles", ["CC(=O)Oc1ccccc1C(=O)O", "C[C@H](O)[C@@H](F)CC1CC1", "C/C=C/CO"])
+def test_a_core_of_wrong_lengths_will_do(smiles: str) -> None:
+    """Heavy atoms displaced by 0.15 Å: they come back as given, hydrogens at their distances."""
+    pipeline = still()
+    one = Chem.RemoveHs(pipeline(smiles, 1, steps=1))
+    places = one.GetConformer().GetPositions() + 0.15 * np.random.default_rng(0).normal(size=(one.GetNumAtoms(), 3))
+    mol = pipeline.complete(smiles, dict(enumerate(places)), 2, steps=2, resamples=1)
+    assert mol.GetNumConformers() == 2
+    for x in coordinates(mol):
+        assert np.abs(x[: len(places)] - places).max() < 1e-9
+        for bond in mol.GetBonds():
+            if bond.GetEndAtom().GetAtomicNum() == 1:
+                assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.2
+
+
+def test_what_hangs_on_a_core_follows_it() -> None:
+    """A draft bent onto a rigidly moved copy of its core is that draft moved; a chain between two ends stays between."""
+    mol = still()("OCCC1CCNCC1", 1, steps=1)
+    x = mol.GetConformer().GetPositions()
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    y = x @ turn.T + [3.0, 4.0, 5.0]
+    placed, far = bent(mol, x, {i: y[i] for i in range(3, 9)})
+    assert np.abs(placed - y).max() < 1e-9 and far < 1e-18
+    ends = {0: y[0], 1: y[1] + [0.0, 0.0, 0.2], 4: y[4], 5: y[5], 8: y[8]}
+    placed, far = bent(mol, x, ends)
+    assert far > 0.01 and all(np.array_equal(placed[i], place) for i, place in ends.items())
+    hydrogens = [other.GetIdx() for other in mol.GetAtomWithIdx(1).GetNeighbors() if other.GetAtomicNum() == 1]
+    for k in hydrogens:  # between an end and itself alone: rigid
+        assert abs(np.linalg.norm(placed[k] - placed[1]) - np.linalg.norm(x[k] - x[1])) < 1e-9
+    for bond in mol.GetBonds():
+        assert 0.8 < np.linalg.norm(placed[bond.GetBeginAtomIdx()] - placed[bond.GetEndAtomIdx()]) < 1.8
 
 
 def test_the_network_sees_the_given_part_in_its_own_shape_and_unit() -> None:
