@@ -123,7 +123,9 @@ def test_every_status() -> None:
         "C[C@]12CC[C@@]1(C)C2(C)C": "ok"
     } == wanted
     for one in found:
-        assert (one.mol is None) == (one.status != "ok") and (one.message == "") == (one.status == "ok")
+        assert (one.mol is None) == (one.status != "ok") and (one.status == "ok") == (
+            one.message in ("", "radical: the references have none")
+        )
     assert "212 atoms" in found[list(wanted).index("C" * 70)].message
 
 
@@ -366,6 +368,27 @@ def test_completed_molecules_are_whole() -> None:
             assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.7
 
 
+def test_high_energies_and_radicals_are_noted() -> None:
+    """Conformer 1 of 2 is stretched."""
+
+    def answer(x: Tensor, c: Tensor, graph: Any, level: Tensor, draft: Tensor) -> Tensor:
+        half = torch.arange(len(draft)) >= len(draft) // 2
+        return 0.3 * draft * half.unsqueeze(1)
+
+    pipeline = saying(answer)
+    (found,) = pipeline.generate(["CCCO"], 2, steps=1)
+    assert found.energies[1] - found.energies[0] > 50
+    assert found.status == "ok" and found.message == "1 more than 50 kcal/mol (MMFF94) above the best"
+    (left,) = pipeline.generate(["CCCO"], 2, steps=1, energy_window=45.0)
+    assert left.mol is not None and left.mol.GetNumConformers() == len(left.energies) == len(left.rmsd) == 1
+    assert left.energies[0] == found.energies[0] and left.message == "1 left out, more than 45 kcal/mol above the best"
+    calm, radical = still().generate(["CCO", "C[CH]C"], 1, steps=1, energy_window=45.0)
+    assert (calm.message, radical.status, radical.message) == ("", "ok", "radical: the references have none")
+    for wrong in ({"energy_window": -1.0}, {"energy_window": 5.0, "energies": False}):
+        with pytest.raises(ArgumentError, match="energy_window"):
+            pipeline.generate(["C"], 1, **wrong)
+
+
 @pytest.mark.parametrize("smiles", ["CC(=O)Oc1ccccc1C(=O)O", "C[C@H](O)[C@@H](F)CC1CC1", "C/C=C/CO"])
 def test_a_core_of_wrong_lengths_will_do(smiles: str) -> None:
     """Heavy atoms displaced by 0.15 Å: they come back as given, hydrogens at their distances."""
@@ -382,7 +405,7 @@ def test_a_core_of_wrong_lengths_will_do(smiles: str) -> None:
 
 
 def test_what_hangs_on_a_core_follows_it() -> None:
-    """A draft bent onto a rigidly moved copy of its core is that draft moved; a chain between two ends stays between."""
+    """A draft bent onto a rigidly moved copy of its core is that draft moved; a chain between two ends stays there."""
     mol = still()("OCCC1CCNCC1", 1, steps=1)
     x = mol.GetConformer().GetPositions()
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
