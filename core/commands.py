@@ -76,6 +76,9 @@ def run(
 ) -> NoReturn:
     """Parse a command line into `kind`, call `main` with it, and end the process.
 
+    Options with a method `check_at_once()` are asked first: it tells errors of files and folders in no time, while
+    `main` may have to load torch.
+
     Exit status: 0 when `main` returns; 2 for a `PolydiffError` or an OSError (a full disk), shown as one line (with its
     traceback after `--traceback` or with POLYDIFF_TRACEBACK set); 130 after Ctrl-C.
     """
@@ -83,7 +86,10 @@ def run(
     traceback = TRACEBACK_FLAG in words or bool(os.environ.get(TRACEBACK_VARIABLE))
     words = [word for word in words if word != TRACEBACK_FLAG]
     try:
-        main(parse(kind, command, domain, prog or f"python -m polydiff.{domain}.{command}", words))
+        options: Any = parse(kind, command, domain, prog or f"python -m polydiff.{domain}.{command}", words)
+        if hasattr(options, "check_at_once"):
+            options.check_at_once()
+        main(options)
     except PolydiffError as error:
         if traceback:
             raise

@@ -55,7 +55,8 @@ def complete(
 ) -> Chem.Mol:
     """Conformers around a part whose coordinates are given, by RePaint: a scaffold, a docked core.
 
-    The given atoms come back exactly where they were given. Drafts are embedded around them, with them fixed.
+    The given atoms come back exactly where they were given. Drafts are embedded around them, with them fixed; where
+    that finds none, because bonds or angles of the core are off, free drafts are bent onto the core.
 
     Args:
         pipeline: the model.

@@ -26,6 +26,10 @@ from .work import Drafted, Failure, Judged, Rules, Status, draft, judge, with_co
 __all__ = ["Ensemble", "MoleculeError", "Move", "Moved", "Settings", "ensembles_of"]
 
 
+SUSPECT = 50.0
+"""kcal/mol above the best conformer, beyond which a geometry is hardly one of interest."""
+
+
 class Moved(NamedTuple):
     """What the network made of molecules."""
 
@@ -59,6 +63,7 @@ class Settings:
     rounds: int = 4
     fixed: tuple[int, ...] = ()
     """Atoms that relaxation does not move."""
+    energy_window: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_conformers", "rounds"):
@@ -67,6 +72,10 @@ class Settings:
                 raise ArgumentError(name, number, "an integer >= 1")
         if not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ArgumentError("threshold", self.threshold, "a number >= 0")
+        if self.energy_window is not None and not self.energy_window >= 0:
+            raise ArgumentError("energy_window", self.energy_window, "kcal/mol >= 0, or None")
+        if self.energy_window is not None and not (self.energies or self.relax):
+            raise ArgumentError("energy_window", self.energy_window, "None without energies")
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ class Ensemble:
 
     Attributes:
         status: ok, or why there are no conformers.
-        message: in words; also where fewer conformers came than were asked for.
+        message: in words; also where fewer conformers came than were asked for, where energies are suspect, and for
+            radicals.
         mol: with hydrogens and conformers, best first, ids 0 ... n - 1; None unless ok.
         smiles: canonical; "" where the molecule could not be read.
         level: of the geometries; None unless ok.
@@ -194,8 +204,19 @@ def concluded(one: _Growing, settings: Settings) -> Ensemble:
     if one.order is None:
         message = f"{one.wrong} conformers drawn, none with the stereochemistry asked for"
         return Ensemble("stereo-failed", message, **count)
-    drafted, places = drafted_of(one), list(one.order.places)
-    energies, rmsd = np.array(one.energies)[places], np.array(one.order.rmsd)
+    drafted, notes = drafted_of(one), list[str]()
+    if len(one.positions) < settings.num_conformers:
+        notes.append(f"{len(one.positions)} of {settings.num_conformers} with the stereochemistry asked for")
+    places, rmsd = np.array(one.order.places), np.array(one.order.rmsd)
+    energies = np.array(one.energies)[places]
+    above = energies - energies[0]  # NaN where there are none: such are kept
+    if settings.energy_window is not None and (gone := above > settings.energy_window).any():
+        notes.append(f"{gone.sum()} left out, more than {settings.energy_window:g} kcal/mol above the best")
+        places, rmsd, energies, above = places[~gone], rmsd[~gone], energies[~gone], above[~gone]
+    if count_high := int((above > SUSPECT).sum()):
+        notes.append(f"{count_high} more than {SUSPECT:g} kcal/mol (MMFF94) above the best")
+    if any(atom.GetNumRadicalElectrons() for atom in drafted.mol.GetAtoms()):
+        notes.append("radical: the references have none")
     mol = with_conformers(drafted.mol, np.stack([one.positions[k] for k in places]))
     for rank, conformer in enumerate(mol.GetConformers()):
         conformer.SetIntProp("rank", rank)
@@ -205,9 +226,7 @@ def concluded(one: _Growing, settings: Settings) -> Ensemble:
         if math.isfinite(energies[rank]):
             conformer.SetDoubleProp("energy", float(energies[rank]))
             conformer.SetDoubleProp("relative_energy", float(energies[rank] - energies[0]))
-    few = len(one.positions) < settings.num_conformers
-    message = f"{len(one.positions)} of {settings.num_conformers} with the stereochemistry asked for" if few else ""
-    return Ensemble("ok", message, mol, level=drafted.level, energies=energies, rmsd=rmsd, **count)
+    return Ensemble("ok", "; ".join(notes), mol, level=drafted.level, energies=energies, rmsd=rmsd, **count)
 
 
 def each(pool: Executor | None, work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -15,6 +15,7 @@ import tyro
 from ..core.config import Invocation, Range
 from ..core.names import GridName, ParametrisationName, SamplerName, ScheduleName, WeightName
 from ..core.options import TrainingOptions
+from .checks import check_sample, check_train
 from .generation_options import AtomTypes, Drawing
 
 __all__ = [
@@ -110,6 +111,10 @@ class Train:
     resume: Annotated[bool, Invocation()] = False
     """Go on from the newest valid checkpoint in --out, with the options kept there."""
 
+    def check_at_once(self) -> None:
+        """See `checks.check_train`."""
+        check_train(self)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -124,6 +129,10 @@ class Sample:
     too. Of equal ids the second becomes ID-2."""
     smiles: tuple[str, ...] = ()
     """SMILES instead of a file."""
+    smiles_column: str | None = None
+    """Column of a table that has the SMILES; None for smiles, canonical_smiles or smi."""
+    id_column: str | None = None
+    """Column of a table that has the ids; None for id, name, title, mol_id, molecule_id or identifier."""
     model: str = "qm9"
     """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository."""
     num_conformers: Annotated[int, Range(1, 10_000)] = 10
@@ -142,6 +151,9 @@ class Sample:
     """MMFF94 energies; they rank the conformers of a molecule."""
     keep_duplicates: bool = True
     """Keep conformers that are the same as another one."""
+    energy_window: Annotated[float, Range(0, 1e6)] | None = None
+    """kcal/mol of MMFF94: conformers further above the best one are left out; None keeps all. Those more than 50 above
+    are counted in the table."""
     threshold: Annotated[float, Range(0, 100)] = 0.1
     """Angstrom, symmetric RMSD without hydrogens on carbon: below it two conformers are the same."""
     max_atoms: Annotated[int, Range(1, 100_000)] = 250
@@ -152,8 +164,8 @@ class Sample:
     """How often conformers of the wrong stereochemistry are drawn, in all."""
     pairs: Pairs = 150_000
     """Pairs of atoms that pass through the network at once, which bounds its memory."""
-    chunk: Annotated[int, Range(1, 10**6)] = 64
-    """Rows that are worked on together and kept together."""
+    chunk: Annotated[int, Range(1, 10**6)] = 16
+    """Rows that are worked on together and kept together: an interruption loses no more."""
     precision: Literal["no", "bf16"] = "no"
     """bf16 runs the network in bfloat16 autocast."""
     processes: Annotated[int, Range(1, 1024)] = 1
@@ -168,7 +180,11 @@ class Sample:
     config: Annotated[Path | None, Invocation()] = None
     """Read options from this file; flags given beside it win."""
     resume: Annotated[bool, Invocation()] = False
-    """Go on where the same command was stopped."""
+    """Go on where the same command was stopped; while nothing was kept yet, --chunk may change."""
+
+    def check_at_once(self) -> None:
+        """See `checks.check_sample`."""
+        check_sample(self)
 
 
 @dataclass(frozen=True)

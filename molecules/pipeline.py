@@ -118,6 +118,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         relax: bool = False,
         energies: bool = True,
         keep_duplicates: bool = True,
+        energy_window: float | None = None,
         threshold: float = 0.1,
         rounds: int = 4,
         max_atoms: int = 250,
@@ -141,6 +142,7 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
             relax: to MMFF94 minima afterwards.
             energies: of MMFF94, by which conformers are ranked; without, they stay as they were drawn.
             keep_duplicates: False leaves out what lies within `threshold` of a better conformer.
+            energy_window: kcal/mol; conformers further above the best one are left out. None keeps all.
             threshold: Angstrom, symmetric RMSD without hydrogens on carbon.
             rounds: of drawing, until all conformers have the asked stereochemistry.
             max_atoms: with hydrogens.
@@ -152,7 +154,9 @@ class ConformerPipeline(Pipeline[ConformerConfig]):
         Returns:
             an `Ensemble` for each, in order; a failed one has a status other than ok and no `mol`.
         """
-        settings = Settings(num_conformers, relax, energies, keep_duplicates, threshold, rounds)
+        settings = Settings(
+            num_conformers, relax, energies, keep_duplicates, threshold, rounds, energy_window=energy_window
+        )
         rules = Rules(self.levels(level), self.config.start == "draft", max_atoms, timeout, seed)
         check_positive(pairs=pairs, max_atoms=max_atoms, timeout=timeout)
         self.algorithm(steps, sampler)  # an error now is better than after the drafts

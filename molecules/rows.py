@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import DataError
+from ..core.errors import ArgumentError, DataError
 
 __all__ = ["COLUMNS", "Row", "read_rows", "rows_of", "table"]
 
@@ -44,14 +44,16 @@ class Row:
     note: str = ""
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path, smiles_column: str | None = None, id_column: str | None = None) -> list[Row]:
     """The rows of a file: `.csv` or `.tsv` with a header, else one SMILES a line and its id behind it; also `.gz`.
 
-    A table needs a column smiles; ids are taken from a column id, name or title. In other files a first line that
-    begins with the word smiles is a header. A row without an id is called row1, row2, ... by its number.
+    A table needs a column smiles, or the one named; ids are taken from a column id, name or title, or the one named.
+    In other files a first line that begins with the word smiles is a header. A row without an id is called row1,
+    row2, ... by its number.
 
     Raises:
-        DataError: a file that cannot be read, is no text, has no rows or no column of SMILES.
+        DataError: a file that cannot be read, is no text, has no rows or not the columns. ArgumentError: columns of a
+            file that is no table.
     """
     path = Path(path)
     try:
@@ -66,8 +68,11 @@ def read_rows(path: str | Path) -> list[Row]:
     text = content.decode("utf-8-sig", errors="replace")
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind.lower() in (".csv", ".tsv"):
-        pairs = from_table(text, "\t" if kind.lower() == ".tsv" else ",", path)
+        pairs = from_table(text, "\t" if kind.lower() == ".tsv" else ",", path, smiles_column, id_column)
     else:
+        for flag, name in (("--smiles-column", smiles_column), ("--id-column", id_column)):
+            if name is not None:
+                raise ArgumentError(flag, name, f"a table (.csv or .tsv); {path} has no columns")
         pairs = from_lines(text)
     if not pairs:
         raise DataError(f"{path}: no rows; expected SMILES, one a line")
@@ -104,15 +109,27 @@ def from_lines(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def from_table(text: str, delimiter: str, path: Path) -> list[tuple[str, str]]:
-    """The columns of SMILES and ids of a table with a header."""
+def from_table(
+    text: str, delimiter: str, path: Path, smiles_column: str | None = None, id_column: str | None = None
+) -> list[tuple[str, str]]:
+    """The columns of SMILES and ids of a table with a header; names are those of the header in any case."""
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         names = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
-        smiles = next((names[name] for name in SMILES_NAMES if name in names), None)
+        there = ", ".join(name for name in reader.fieldnames or () if name) or "none"
+
+        def column(asked: str | None, usual: tuple[str, ...], flag: str) -> str | None:
+            if asked is None:
+                return next((names[name] for name in usual if name in names), None)
+            found = asked if asked in (reader.fieldnames or ()) else names.get(asked.strip().lower())
+            if found is None:
+                raise DataError(f"{path}: no column {asked} ({flag}); there are: {there}")
+            return found
+
+        smiles = column(smiles_column, SMILES_NAMES, "--smiles-column")
+        own = column(id_column, ID_NAMES, "--id-column")
         if smiles is None:
-            raise DataError(f"{path}: no column smiles among {', '.join(names) or 'none'}")
-        own = next((names[name] for name in ID_NAMES if name in names), None)
+            raise DataError(f"{path}: no column smiles among {there}; name it by --smiles-column")
         return [(line.get(smiles) or "", (line.get(own) or "") if own is not None else "") for line in reader]
     except csv.Error as error:
         raise DataError(f"{path}: not a table that can be read ({error})") from error

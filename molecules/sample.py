@@ -23,22 +23,22 @@ from tqdm.auto import tqdm
 
 from ..core.commands import run
 from ..core.config import to_dict
-from ..core.errors import ArgumentError
 from ..core.methods import GRIDS, SAMPLERS
 from . import generation_sample
+from .checks import check_file, rows_from
 from .ensembles import Ensemble
 from .generation_options import GenerationSample
 from .loading import load_model, task_of
 from .options import Evaluate, Sample, TaskName
 from .pipeline import ConformerPipeline
-from .rows import Row, read_rows, rows_of
+from .rows import Row
 from .sdf import Parts, records, report_path
 from .tasks import CONFORMERS, MOLECULES, chosen, refuse
 from .work import STATUSES
 
 __all__ = ["main", "processes", "sample", "used"]
 
-LOCAL = ("processes", "progress", "out", "model", "input", "smiles")
+LOCAL = ("processes", "progress", "out", "model", "input", "smiles", "smiles_column", "id_column")
 """Options that may change when a run is resumed, or whose meaning is kept otherwise."""
 
 
@@ -55,6 +55,7 @@ def whole_molecules(options: Sample) -> None:
 def conformers(options: Sample) -> None:
     """Write the SDF file and its table."""
     refuse(options, ["drawing"], MOLECULES)
+    check_file(options.out)
     rows = rows_from(options)
     pipeline = load_model(options.model)
     pipeline.levels(options.level)
@@ -70,19 +71,10 @@ def conformers(options: Sample) -> None:
 TASKS: Mapping[TaskName, Callable[[Sample], None]] = {"conformers": conformers, "molecules": whole_molecules}
 
 
-def rows_from(options: Sample) -> list[Row]:
-    """The rows of the input, or of `--smiles`."""
-    if (options.input is None) == (not options.smiles):
-        raise ArgumentError("input", options.input, "a file of SMILES, or --smiles instead of it")
-    if options.input is None:
-        return rows_of((smiles, "") for smiles in options.smiles)
-    return read_rows(options.input)
-
-
 def sample(pipeline: ConformerPipeline, rows: Sequence[Row], options: Sample) -> Counter[str]:
     """Draw and write; returns how many rows have each status, and how many conformers there are."""
     parts, size = Parts(options.out), options.chunk
-    parts.begin(facts_of(pipeline, rows, options), options.resume)
+    parts.begin(facts_of(pipeline, rows, options), options.resume, free=("chunk",))
     whole = [rows[start : start + size] for start in range(0, len(rows), size)]
     done = [number for number in range(len(whole)) if parts.has(number)]
     todo = [number for number in range(len(whole)) if number not in set(done)]
@@ -124,6 +116,7 @@ def drawn(
         "relax": options.relax,
         "energies": options.energies,
         "keep_duplicates": options.keep_duplicates,
+        "energy_window": options.energy_window,
         "threshold": options.threshold,
         "rounds": options.rounds,
         "max_atoms": options.max_atoms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +11,8 @@ from rdkit.Chem import rdDistGeom
 from rdkit.Geometry import Point3D
 
 from ..core.errors import ArgumentError
+from . import drafts
+from .stereo import keeps_stereo
 from .symmetry import rotation
 from .work import canonical
 
@@ -23,6 +25,9 @@ Known: TypeAlias = dict[int, np.ndarray]
 
 SPARE = 4
 """Drafts that are embedded for each that is wanted."""
+
+ATTEMPTS = 5
+"""Of distance geometry around the core, for each draft: where that is hard, more rarely help and take minutes."""
 
 
 def core_of(mol: Chem.Mol, core: Core) -> Known:
@@ -54,25 +59,85 @@ def core_of(mol: Chem.Mol, core: Core) -> Known:
 
 
 def drafts_on(mol: Chem.Mol, known: Known, count: int, number: int, timeout: float) -> np.ndarray:
-    """Drafts (D, N, 3) whose given atoms lie as near to their places as distance geometry can; D may be 0.
+    """Drafts (D, N, 3) around the given atoms, which lie at their places; D is 0 only where none can be embedded.
 
     Distances do not tell a conformation of the core from its mirror image, so more are embedded and the nearest kept.
+    Distance geometry finds nothing around coordinates whose bonds are a little too long or short. Free drafts are then
+    bent onto the core.
     """
+    found = embedded(mol, known, SPARE * count, number, timeout)
+    if not found:
+        free = drafts.embed(mol, SPARE * count, number, max(1, round(timeout)))
+        made = () if isinstance(free, drafts.Problem) else free.GetConformers()
+        found = [bent(mol, one.GetPositions(), known) for one in made]
+    found = [placed for placed, _ in sorted(found, key=lambda pair: pair[1])[:count]]
+    return np.stack(found) if found else np.zeros((0, mol.GetNumAtoms(), 3))
+
+
+def embedded(mol: Chem.Mol, known: Known, count: int, number: int, timeout: float) -> list[tuple[np.ndarray, float]]:
+    """Conformers of the asked stereochemistry by distance geometry with the distances of the core; see `laid`."""
     options = rdDistGeom.ETKDGv3()
     options.randomSeed = number
     options.useRandomCoords = True
     options.timeout = max(1, round(timeout))
+    options.maxIterations = ATTEMPTS
     options.SetCoordMap({i: Point3D(*place.tolist()) for i, place in known.items()})  # pyright: ignore[reportCallIssue]
     made = Chem.Mol(mol)
     with rdBase.BlockLogs():
         try:
-            rdDistGeom.EmbedMultipleConfs(made, SPARE * count, options)
+            rdDistGeom.EmbedMultipleConfs(made, count, options)
         except (RuntimeError, ValueError):
             made.RemoveAllConformers()
     atoms = list(known)
     target = np.stack([known[i] for i in atoms])
-    found = sorted((laid(one.GetPositions(), atoms, target) for one in made.GetConformers()), key=lambda pair: pair[1])
-    return np.stack([placed for placed, _ in found[:count]]) if found else np.zeros((0, mol.GetNumAtoms(), 3))
+    found = (one.GetPositions() for one in made.GetConformers())
+    return [laid(x, atoms, target) for x in found if keeps_stereo(mol, x)]
+
+
+def bent(mol: Chem.Mol, positions: np.ndarray, known: Known) -> tuple[np.ndarray, float]:
+    """A free draft (N, 3) with the given atoms put where they were given; and the squared distance they had to go.
+
+    It is laid on the core as a whole. What hangs on an atom of the core then follows that atom rigidly, turned as the
+    core around it; what hangs on several follows the nearer ones more.
+    """
+    atoms = list(known)
+    target = np.stack([known[i] for i in atoms])
+    placed, far = laid(positions, atoms, target)
+    hops = Chem.GetDistanceMatrix(mol)
+    rows = {i: k for k, i in enumerate(atoms)}
+    moved = placed.copy()
+    moved[atoms] = target
+    for part in hanging(mol, rows):
+        ends = sorted({other.GetIdx() for i in part for other in mol.GetAtomWithIdx(i).GetNeighbors()} & rows.keys())
+        if not ends:
+            continue
+        ways: list[np.ndarray] = []
+        for end in ends:
+            weights = np.exp2(-2 * hops[end, atoms])[:, None]
+            turn = rotation((placed[atoms] - placed[end]) * weights, (target - known[end]) * weights)
+            ways.append((placed[part] - placed[end]) @ turn.T + known[end])
+        shares = np.stack([hops[end, part] for end in ends]) ** -2.0
+        moved[part] = np.einsum("ep,epd->pd", shares / shares.sum(0), np.stack(ways))
+    return moved, far
+
+
+def hanging(mol: Chem.Mol, core: Container[int]) -> list[list[int]]:
+    """The connected parts of what is not the core."""
+    found: list[list[int]] = []
+    seen: set[int] = set()
+    for first in range(mol.GetNumAtoms()):
+        if first in core or first in seen:
+            continue
+        part = [first]
+        seen.add(first)
+        for i in part:  # grows on the way
+            for other in mol.GetAtomWithIdx(i).GetNeighbors():
+                k = other.GetIdx()
+                if k not in core and k not in seen:
+                    seen.add(k)
+                    part.append(k)
+        found.append(part)
+    return found
 
 
 def laid(positions: np.ndarray, atoms: Sequence[int], target: np.ndarray) -> tuple[np.ndarray, float]:

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -68,8 +68,13 @@ class Parts:
         self.out = out
         self.folder = out.with_name(out.name + ".parts")
 
-    def begin(self, facts: Mapping[str, Any], resume: bool) -> None:
+    def begin(self, facts: Mapping[str, Any], resume: bool, free: Collection[str] = ()) -> None:
         """Make the folder, or check that what lies there was begun with the same facts.
+
+        Args:
+            facts: what decides the result.
+            resume: whether to go on with what lies there.
+            free: names of facts that may change while no part is finished.
 
         Raises:
             ArgumentError: it holds the parts of another run, or of this one and `resume` is False. DataError: it
@@ -82,10 +87,13 @@ class Parts:
                     "--out", str(self.out), f"--resume to go on with what was begun, or {self.folder} removed"
                 )
             kept = self.read(known)
-            for name in sorted(facts.keys() | kept.keys()):
-                if kept.get(name) != facts.get(name):
+            begun = any(path != known for path in self.folder.glob("*.json"))
+            changed = [name for name in sorted(facts.keys() | kept.keys()) if kept.get(name) != facts.get(name)]
+            for name in changed:
+                if begun or name not in free:
                     raise ArgumentError(f"--resume: {name}", facts.get(name), f"{kept.get(name)!r}, as it was begun")
-            return
+            if not changed:
+                return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(known, json.dumps(facts, indent=1))

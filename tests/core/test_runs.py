@@ -89,3 +89,7 @@ def test_only_a_run_that_was_begun_is_resumed(tmp_path: Path) -> None:
         check_begun(Options(out=tmp_path, resume=True))
     save(tmp_path / "config.json", "train", "x", Options())
     check_begun(Options(out=tmp_path, resume=True))
+    (tmp_path / "checkpoints" / "step_000000001").mkdir(parents=True)
+    check_begun(Options(out=tmp_path, resume=True))
+    with pytest.raises(ArgumentError, match="--out: .*--resume to go on"):
+        check_begun(Options(out=tmp_path))

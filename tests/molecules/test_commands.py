@@ -103,6 +103,7 @@ def test_bad_commands_say_what_is_wrong(trained: Path, tmp_path: Path, capsys: p
         (["sample", "--smiles", "C", "--model", trained, "--level", "B3LYP"], "MMFF94"),
         (["train", "--data", tmp_path / "missing", "--out", tmp_path / "x"], "missing"),
         (["train", "--out", tmp_path / "x", "--resume"], "--resume"),
+        (["train", "--out", trained], "--resume to go on"),
     ):
         command, *rest = words
         assert polydiff(str(command), *rest) == 2, words

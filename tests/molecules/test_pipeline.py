@@ -25,6 +25,7 @@ from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
 from polydiff.molecules.pipeline import ConformerPipeline
 from polydiff.molecules.ranking import order, pairwise_rmsd
+from polydiff.molecules.scaffolds import bent
 from polydiff.molecules.stereo import keeps_stereo
 from polydiff.molecules.work import chunks
 from tests.molecules.models import config, saying, still, untrained
@@ -122,7 +123,9 @@ def test_every_status() -> None:
         "C[C@]12CC[C@@]1(C)C2(C)C": "ok"
     } == wanted
     for one in found:
-        assert (one.mol is None) == (one.status != "ok") and (one.message == "") == (one.status == "ok")
+        assert (one.mol is None) == (one.status != "ok") and (one.status == "ok") == (
+            one.message in ("", "radical: the references have none")
+        )
     assert "212 atoms" in found[list(wanted).index("C" * 70)].message
 
 
@@ -363,6 +366,60 @@ def test_completed_molecules_are_whole() -> None:
         assert np.abs(x[list(match)] - Chem.RemoveHs(ring).GetConformer().GetPositions()).max() < 1e-9
         for bond in mol.GetBonds():
             assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.7
+
+
+def test_high_energies_and_radicals_are_noted() -> None:
+    """Conformer 1 of 2 is stretched."""
+
+    def answer(x: Tensor, c: Tensor, graph: Any, level: Tensor, draft: Tensor) -> Tensor:
+        half = torch.arange(len(draft)) >= len(draft) // 2
+        return 0.3 * draft * half.unsqueeze(1)
+
+    pipeline = saying(answer)
+    (found,) = pipeline.generate(["CCCO"], 2, steps=1)
+    assert found.energies[1] - found.energies[0] > 50
+    assert found.status == "ok" and found.message == "1 more than 50 kcal/mol (MMFF94) above the best"
+    (left,) = pipeline.generate(["CCCO"], 2, steps=1, energy_window=45.0)
+    assert left.mol is not None and left.mol.GetNumConformers() == len(left.energies) == len(left.rmsd) == 1
+    assert left.energies[0] == found.energies[0] and left.message == "1 left out, more than 45 kcal/mol above the best"
+    calm, radical = still().generate(["CCO", "C[CH]C"], 1, steps=1, energy_window=45.0)
+    assert (calm.message, radical.status, radical.message) == ("", "ok", "radical: the references have none")
+    for wrong in ({"energy_window": -1.0}, {"energy_window": 5.0, "energies": False}):
+        with pytest.raises(ArgumentError, match="energy_window"):
+            pipeline.generate(["C"], 1, **wrong)
+
+
+@pytest.mark.parametrize("smiles", ["CC(=O)Oc1ccccc1C(=O)O", "C[C@H](O)[C@@H](F)CC1CC1", "C/C=C/CO"])
+def test_a_core_of_wrong_lengths_will_do(smiles: str) -> None:
+    """Heavy atoms displaced by 0.15 Å: they come back as given, hydrogens at their distances."""
+    pipeline = still()
+    one = Chem.RemoveHs(pipeline(smiles, 1, steps=1))
+    places = one.GetConformer().GetPositions() + 0.15 * np.random.default_rng(0).normal(size=(one.GetNumAtoms(), 3))
+    mol = pipeline.complete(smiles, dict(enumerate(places)), 2, steps=2, resamples=1)
+    assert mol.GetNumConformers() == 2
+    for x in coordinates(mol):
+        assert np.abs(x[: len(places)] - places).max() < 1e-9
+        for bond in mol.GetBonds():
+            if bond.GetEndAtom().GetAtomicNum() == 1:
+                assert 0.9 < np.linalg.norm(x[bond.GetBeginAtomIdx()] - x[bond.GetEndAtomIdx()]) < 1.2
+
+
+def test_what_hangs_on_a_core_follows_it() -> None:
+    """A draft bent onto a rigidly moved copy of its core is that draft moved; a chain between two ends stays there."""
+    mol = still()("OCCC1CCNCC1", 1, steps=1)
+    x = mol.GetConformer().GetPositions()
+    turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    y = x @ turn.T + [3.0, 4.0, 5.0]
+    placed, far = bent(mol, x, {i: y[i] for i in range(3, 9)})
+    assert np.abs(placed - y).max() < 1e-9 and far < 1e-18
+    ends = {0: y[0], 1: y[1] + [0.0, 0.0, 0.2], 4: y[4], 5: y[5], 8: y[8]}
+    placed, far = bent(mol, x, ends)
+    assert far > 0.01 and all(np.array_equal(placed[i], place) for i, place in ends.items())
+    hydrogens = [other.GetIdx() for other in mol.GetAtomWithIdx(1).GetNeighbors() if other.GetAtomicNum() == 1]
+    for k in hydrogens:  # between an end and itself alone: rigid
+        assert abs(np.linalg.norm(placed[k] - placed[1]) - np.linalg.norm(x[k] - x[1])) < 1e-9
+    for bond in mol.GetBonds():
+        assert 0.8 < np.linalg.norm(placed[bond.GetBeginAtomIdx()] - placed[bond.GetEndAtomIdx()]) < 1.8
 
 
 def test_the_network_sees_the_given_part_in_its_own_shape_and_unit() -> None:

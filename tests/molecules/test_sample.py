@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -96,6 +98,20 @@ def test_tables(tmp_path: Path) -> None:
         read_rows(path)
     (tmp_path / "b.tsv").write_text("smiles\tid\nC\tm\n")
     assert read_rows(tmp_path / "b.tsv")[0].id == "m"
+
+
+def test_columns_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("Structure,CAS,smiles\nCCO,64-17-5,C\n")
+    (row,) = read_rows(path, "structure", "CAS")
+    assert (row.smiles, row.id) == ("CCO", "64-17-5")
+    assert read_rows(path)[0].smiles == "C"
+    for names in (("SMI", None), (None, "SMI")):
+        with pytest.raises(DataError, match="no column SMI .*there are: Structure, CAS, smiles"):
+            read_rows(path, *names)
+    (tmp_path / "a.smi").write_text("CCO")
+    with pytest.raises(ArgumentError, match="--id-column"):
+        read_rows(tmp_path / "a.smi", None, "CAS")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -237,6 +253,24 @@ def test_only_the_same_run_is_resumed(
     run(pipeline, replace(again, processes=1))
 
 
+def test_chunks_may_change_while_nothing_is_kept(
+    asked: Sample, pipeline: ConformerPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_after(pipeline, 0, patch)
+        with pytest.raises(Killed):
+            run(pipeline, asked)
+    with pytest.raises(ArgumentError, match="seed"):
+        run(pipeline, replace(asked, resume=True, chunk=5, seed=1))
+    with monkeypatch.context() as patch:
+        killed_after(pipeline, 1, patch)
+        with pytest.raises(Killed):
+            run(pipeline, replace(asked, resume=True, chunk=5))
+    with pytest.raises(ArgumentError, match="chunk"):
+        run(pipeline, replace(asked, resume=True))
+    assert run(pipeline, replace(asked, resume=True, chunk=5))["ok"] == 6
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
@@ -255,6 +289,24 @@ def test_processes_change_nothing(asked: Sample, pipeline: ConformerPipeline, mo
     assert other.out.read_bytes() == asked.out.read_bytes()
 
 
+def test_cheap_mistakes_are_told_without_torch(tmp_path: Path) -> None:
+    """In a process of its own, where nothing else has imported it; a model of whole molecules needs no input."""
+    (tmp_path / "config.json").write_text('{"pipeline": "MoleculePipeline"}')
+    code = f"""
+import sys
+from polydiff.molecules.options import Sample
+from polydiff.core.commands import run
+Sample(model={str(tmp_path)!r}, smiles=()).check_at_once()
+try:
+    run(Sample, lambda options: print("main"), command="sample", domain="molecules", arguments=[])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "False\n" and done.returncode == 2
+    assert "give a file of SMILES, or --smiles" in done.stderr
+
+
 def test_the_command(asked: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(module, "load_model", lambda name: still())
     main(replace(asked, input=None, smiles=("CCO", "oops")))
@@ -262,9 +314,19 @@ def test_the_command(asked: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "2 conformers in" in told and "1 ok, 1 invalid" in told and "2 molecules, ancestral, 1 steps" in told
     main(replace(asked, input=None, smiles=("CCO", "oops"), resume=True))
     assert "finished already" in capsys.readouterr().out
-    for wrong in (replace(asked, input=None), replace(asked, smiles=("C",))):
-        with pytest.raises(ArgumentError, match="input"):
+    for wrong, why in (
+        (replace(asked, input=None), "give a file of SMILES, or --smiles"),
+        (replace(asked, smiles=("C",)), "give a file or --smiles, not both"),
+        (replace(asked, input=None, smiles=("C",), id_column="id"), "--id-column"),
+        (replace(asked, out=asked.out.parent), "this is a folder"),
+        (replace(asked, out=asked.input / "x" / "out.sdf"), "cannot"),
+    ):
+        with pytest.raises(ArgumentError, match=why):
             main(wrong)
+        with pytest.raises(ArgumentError, match=why):
+            wrong.check_at_once()
+    with pytest.raises(DataError, match="gone"):
+        replace(asked, input=asked.out.with_name("gone.smi")).check_at_once()
     monkeypatch.setattr(module, "load_model", lambda name: still(levels=still().config.levels[:1]))
     with pytest.raises(ArgumentError, match="level"):
         main(replace(asked, level="MMFF94"))
