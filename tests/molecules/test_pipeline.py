@@ -284,7 +284,7 @@ def test_a_calibrated_solver_is_taken_where_there_is_one() -> None:
         pipeline.solvers[count] = lambda *_, count=count: calls.append(f"solver {count}") or iter(())  # pyright: ignore
     assert pipeline.algorithm(None, None) == (None, 10) and pipeline.algorithm(3, None) == (None, 3)
     assert pipeline.algorithm(7, None)[1] == 7 and pipeline.algorithm(3, ddim) == (ddim, 3)
-    assert still().algorithm(None, None)[1] == 20
+    assert still().algorithm(None, None)[1] == 10
     with pytest.raises(ArgumentError):
         pipeline("CO", 1)
     assert calls == ["solver 10"]
