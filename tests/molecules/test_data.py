@@ -128,10 +128,11 @@ def test_geometries_of_another_stereochemistry_are_no_targets(monkeypatch):
     mol = parse("C[C@H](O)F")
     x = embed(mol, 1, 5).GetConformer().GetPositions()
     given = preparing.Entry("given", mol, np.stack([-x, x]))
-    (table,) = preparing.prepare_one(given, Options(drafts=2))
+    prepare_one: Any = preparing.prepare_one
+    (table,) = prepare_one(given, Options(drafts=2))
     assert table["references"].tolist() == [1]
     np.testing.assert_allclose(table["reference"], x - x.mean(0), atol=1e-5)
-    (problem,) = preparing.prepare_one(preparing.Entry("mirrored", mol, -x[None]), Options(drafts=1))
+    (problem,) = prepare_one(preparing.Entry("mirrored", mol, -x[None]), Options(drafts=1))
     assert problem.reason == "stereo-failed"
 
     def mirroring(made):
@@ -142,7 +143,7 @@ def test_geometries_of_another_stereochemistry_are_no_targets(monkeypatch):
         return energies
 
     monkeypatch.setattr(preparing, "relax", mirroring)
-    (table,) = preparing.prepare_one(preparing.Entry("relaxed", mol, relaxed=True), Options(drafts=3))
+    (table,) = prepare_one(preparing.Entry("relaxed", mol, relaxed=True), Options(drafts=3))
     for x in (
         *table["reference"].reshape(-1, mol.GetNumAtoms(), 3),
         *table["target"].reshape(-1, mol.GetNumAtoms(), 3),
@@ -152,8 +153,9 @@ def test_geometries_of_another_stereochemistry_are_no_targets(monkeypatch):
 
 def test_drafts_depend_on_the_name_and_the_seed():
     mol = parse("CCCO")
+    prepare_one: Any = preparing.prepare_one
     made = [
-        preparing.prepare_one(preparing.Entry(name, mol, relaxed=True), Options(drafts=1, attempts=1, seed=seed))
+        prepare_one(preparing.Entry(name, mol, relaxed=True), Options(drafts=1, attempts=1, seed=seed))
         for name, seed in (("a", 0), ("a", 0), ("b", 0), ("a", 1))
     ]
     first, again, *others = (tables[0]["draft"] for tables in made)
@@ -319,13 +321,12 @@ def test_splits_are_disjoint_and_fixed():
 
 
 def test_a_split_takes_its_own_molecules_only():
-    entries = [preparing.Entry(smiles, parse(smiles)) for smiles in SMILES]
-    found = {
-        split: [e.name for e in sources._select(iter(entries), split, None)] for split in ("train", "valid", "test")
-    }
+    entries: Any = [preparing.Entry(smiles, parse(smiles)) for smiles in SMILES]
+    select: Any = sources._select
+    found = {split: [e.name for e in select(iter(entries), split, None)] for split in ("train", "valid", "test")}
     assert sorted(name for names in found.values() for name in names) == sorted(SMILES) and all(found.values())
     assert all(by_scaffold(parse(name)) == split for split, names in found.items() for name in names)
-    assert [e.name for e in sources._select(iter(entries), "test", 2)] == found["test"][:2]
+    assert [e.name for e in select(iter(entries), "test", 2)] == found["test"][:2]
 
 
 def test_arrays_of_qm9_are_read_in_angstrom(tmp_path):
@@ -343,7 +344,8 @@ def test_arrays_of_qm9_are_read_in_angstrom(tmp_path):
         bonds=[[0, 1, 1], [0, 2, 1], [0, 1, 3], [0, 2, 1]],
         bonds_ok=[1, 0],
     )
-    (entry,) = sources.qm9(tmp_path).entries("train", None)
+    entries: Any = sources.qm9(tmp_path).entries
+    (entry,) = entries("train", None)
     assert entry.name == "gdb 3" and Chem.MolToSmiles(Chem.RemoveHs(entry.mol)) == "O"
     np.testing.assert_allclose(entry.references, water[None] / 1000)
 
@@ -428,3 +430,18 @@ def test_qm9_minima_come_whole_with_their_bonds():
     held: list[Any] = list(NAMES["qm9"](SHARED).entries("test", 10))
     assert all(by_scaffold(entry.mol) == "test" for entry in held)
     assert Options().drafts == 4
+
+
+def test_several_sources_are_one_set(tmp_path: Path) -> None:
+    (tmp_path / "own.smi").write_text("CCS thiol\nCCCl\n")
+    (tmp_path / "other.smi").write_text("CCO\n")
+    options: Any = {"drafts": 2, "levels": ("MMFF94",)}
+    files = [tmp_path / "own.smi", tmp_path / "other.smi"]
+    apart = [load(file, split, **options) for file in files for split in ("train",)]
+    both = load(files, "train", **options)
+    assert both.names == [name for one in apart for name in one.names]
+    assert both.name == "own + other" and both.levels == ("MMFF94",)
+    k = len(apart[0].names)
+    torch.testing.assert_close(both.batch([k])["x_0"], apart[1].batch([0])["x_0"])
+    with pytest.raises(ArgumentError, match="each once"):
+        load(["small", "small"])

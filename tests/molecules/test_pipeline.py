@@ -384,7 +384,8 @@ def test_high_energies_and_radicals_are_noted() -> None:
     assert left.energies[0] == found.energies[0] and left.message == "1 left out, more than 45 kcal/mol above the best"
     calm, radical = still().generate(["CCO", "C[CH]C"], 1, steps=1, energy_window=45.0)
     assert (calm.message, radical.status, radical.message) == ("", "ok", "radical: the references have none")
-    for wrong in ({"energy_window": -1.0}, {"energy_window": 5.0, "energies": False}):
+    refused: list[dict[str, Any]] = [{"energy_window": -1.0}, {"energy_window": 5.0, "energies": False}]
+    for wrong in refused:
         with pytest.raises(ArgumentError, match="energy_window"):
             pipeline.generate(["C"], 1, **wrong)
 

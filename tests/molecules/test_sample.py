@@ -314,6 +314,7 @@ def test_the_command(asked: Sample, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "2 conformers in" in told and "1 ok, 1 invalid" in told and "2 molecules, ancestral, 1 steps" in told
     main(replace(asked, input=None, smiles=("CCO", "oops"), resume=True))
     assert "finished already" in capsys.readouterr().out
+    assert asked.input is not None
     for wrong, why in (
         (replace(asked, input=None), "give a file of SMILES, or --smiles"),
         (replace(asked, smiles=("C",)), "give a file or --smiles, not both"),
