@@ -223,7 +223,8 @@ def load(
         drafts: pairs per molecule, D.
         levels: names of LEVELS, in the order in which the network knows them. Default: what the set has, "B3LYP" for
             qm9, "MMFF94" where only SMILES are given. "MMFF94" is made of any molecule; "B3LYP" is passed over where
-            a set has none. The conformers of an SDF file count as the first of these levels, by default "B3LYP".
+            a set has none. The conformers of an SDF file are "own", unless levels are named that do not say "own": then
+            they count as the first of these.
         seed: of the drafts.
         attempts: conformers drawn per molecule where minima are made; default `drafts` for training, else
             5 * `drafts`, as the reference ensemble.
@@ -245,7 +246,7 @@ def load(
     if levels is not None and (not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS)):
         raise ArgumentError("levels", levels, "some of " + ", ".join(LEVELS) + ", each once")
     found = [located(one, data_root) for one in sources]
-    known = tuple(level for level in LEVELS if any(level in one.levels for one, _ in found))
+    known = tuple(level for level in LEVELS if any(level in one.levels for one in found))
     relaxed = "MMFF94" in (levels or known)
     options = Options(
         drafts=drafts if start == "draft" or relaxed else 1,
@@ -253,32 +254,31 @@ def load(
         attempts=max(attempts or (drafts if split == "train" else 5 * drafts), drafts) if relaxed else 0,
         seed=seed,
     )
-    tables = [prepared(one, named, split, levels, count, options) for one, named in found]
-    names = " + ".join(one.name for one, _ in found)
+    tables = [prepared(one, split, levels, count, options) for one in found]
+    names = " + ".join(one.name for one in found)
     return Conformers(
         join(tables), drafts=options.drafts, name=names, start=start, scale=scale, levels=levels or known
     )  # fmt: skip
 
 
-def located(source: str | os.PathLike[str], data_root: str | os.PathLike[str] | None) -> tuple[Source, bool]:
-    """Where molecules come from, and whether that is a set with a name of its own."""
+def located(source: str | os.PathLike[str], data_root: str | os.PathLike[str] | None) -> Source:
+    """Where molecules come from: a set by name, or a file."""
     own = NAMES.get(str(source))
     path = Path(source).expanduser()
     if own is None and not path.is_file():
         raise DataError(f"{source}: neither a data set ({', '.join(NAMES)}) nor a file of molecules")
-    return (from_file(path), False) if own is None else (own(data_folder(data_root)), True)
+    return from_file(path) if own is None else own(data_folder(data_root))
 
 
-def prepared(
-    found: Source, named: bool, split: Split, levels: Sequence[str] | None, count: int | None, options: Options
-) -> Table:
+def prepared(found: Source, split: Split, levels: Sequence[str] | None, count: int | None, options: Options) -> Table:
     """The table of one source; arguments as `load`."""
     wanted = tuple(levels or found.levels)
-    place, relaxed = LEVELS.index("B3LYP"), "MMFF94" in wanted
-    if not named and "B3LYP" in found.levels:
-        place = LEVELS.index(wanted[0])
-        relaxed = "MMFF94" in wanted[1:]
-    given = LEVELS[place] in wanted and "B3LYP" in found.levels
+    native = next((level for level in found.levels if level != "MMFF94"), None)  # that of geometries that come with it
+    if native == "own" and native not in wanted:
+        native = wanted[0]
+    given = native is not None and native in wanted
+    relaxed = "MMFF94" in wanted and not (given and native == "MMFF94")
+    place = LEVELS.index(native) if native is not None else 0
     if not given and not relaxed:
         raise DataError(f"{found.name}: has no geometries of {', '.join(wanted)}; 'MMFF94' can be made of any molecule")
 

@@ -33,7 +33,7 @@ __all__ = ["DEFAULT_SCALE", "LEVELS", "ConditioningName", "ConformerConfig", "Le
 
 ConditioningName: TypeAlias = Literal["log-snr", "time"]
 
-LEVELS: tuple[LevelName, ...] = ("B3LYP", "MMFF94")
+LEVELS: tuple[LevelName, ...] = ("B3LYP", "MMFF94", "own")
 """All levels, the most exact first."""
 
 DEFAULT_SCALE: Mapping[StartName, float] = {"draft": 0.25, "harmonic": 1.0, "centred": 1.0}

@@ -37,8 +37,8 @@ Steps = Annotated[int, Range(1, 100_000)]
 Scale = Annotated[float, Range(1e-4, 100.0)]
 Pairs = Annotated[int, Range(1, 10**9)]
 
-LevelName: TypeAlias = Literal["B3LYP", "MMFF94"]
-"""Where the geometries come from: minima of density functional theory, or of a force field."""
+LevelName: TypeAlias = Literal["B3LYP", "MMFF94", "own"]
+"""Where the geometries come from: minima of density functional theory, of a force field, or your own files."""
 StartName: TypeAlias = Literal["draft", "harmonic", "centred"]
 """What is diffused: the displacement from an ETKDG draft; or the positions, from one of two laws of noise."""
 TaskName: TypeAlias = Literal["conformers", "molecules"]
@@ -78,8 +78,9 @@ class Train:
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     count: Count | None = None
     """Molecules to train on of each of these; None for all."""
-    levels: tuple[LevelName, ...] = ("B3LYP", "MMFF94")
-    """References to learn, as far as the data have them; the model is told which one it is shown."""
+    levels: tuple[LevelName, ...] | None = None
+    """References to learn, as far as the data have them; the model is told which one it is shown. None for what the
+    data have: B3LYP of qm9, MMFF94 of SMILES, own of an SDF, whose conformers otherwise count as the first named."""
     out: Path = Path("runs/molecules")
     """Folder of the run."""
     start: StartName = "draft"

@@ -32,7 +32,7 @@ from .tables import Table, join, nothing, read, write
 
 __all__ = ["LEVELS", "Broken", "Entry", "Options", "deduplicate", "prepare", "prepare_one"]
 
-LEVELS = ("B3LYP", "MMFF94")
+LEVELS = ("B3LYP", "MMFF94", "own")
 """Levels of theory of the targets; a batch holds indices into these."""
 
 SAME = 0.1

@@ -152,7 +152,7 @@ def sdf_source(path: Path) -> Source:
                 yield made
 
     content = hashlib.sha256(data).hexdigest()[:16]
-    return Source(path.stem, f"{path.stem} {content}", ("B3LYP",), entries)
+    return Source(path.stem, f"{path.stem} {content}", ("own",), entries)
 
 
 def alike(a: Chem.Mol | None, b: Chem.Mol) -> bool:

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.molecules import drafts, graphs, preparing, sources
-from polydiff.molecules.data import LEVELS, Conformers, load
+from polydiff.molecules.data import Conformers, load
 from polydiff.molecules.drafts import right_stereo
 from polydiff.molecules.graphs import graph
 from polydiff.molecules.preparing import Options, deduplicate
@@ -200,7 +200,7 @@ def own_sdf(tmp_path):
 def test_conformers_of_a_file_are_the_references(tmp_path):
     path, flexible, rigid = own_sdf(tmp_path)
     data = load(path, drafts=3, scale=1.0)
-    assert data.levels == ("B3LYP",)
+    assert data.levels == ("own",)
     assert sorted(data.names) == ["a", "b"]
     for k, name in enumerate(data.names):
         mol = {"a": flexible, "b": rigid}[name]
@@ -221,8 +221,9 @@ def test_levels_are_asked_for_by_name(tmp_path):
     path, *_ = own_sdf(tmp_path)
     both = load(path, drafts=2, levels=("MMFF94", "B3LYP"))
     assert both.levels == ("MMFF94",)  # the file's conformers, and no second set of minima
-    both = load(path, drafts=2, levels=LEVELS)
-    assert both.levels == LEVELS
+    asked = ("B3LYP", "MMFF94")  # without "own" they count as the first
+    both = load(path, drafts=2, levels=asked)
+    assert both.levels == asked
     assert len(both.names) == 4
     level = both.batch(range(4))["level"]
     assert sorted(level.tolist()) == [0, 0, 1, 1]
