@@ -1,0 +1,1 @@
+"""Time series: gaps filled and futures drawn by diffusion, with calibrated uncertainty."""
