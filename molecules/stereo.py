@@ -5,7 +5,8 @@ compound's centres too, and pseudo-asymmetric ones, whose labels depend on other
 turning sense of its neighbours in the order of its bonds, which needs no priorities (labels R and S would), and each
 double bond by the side on which its two reference atoms lie. Whatever is not specified may be anything.
 
-RDKit reads the turning senses off the positions; a centre that is nearly flat has none and does not pass, nor does a
+RDKit reads the turning senses off the positions, from three neighbours; a centre that is nearly flat has none and does
+not pass, nor one whose fourth neighbour lies on the side of the other three (a hydrogen that slipped through), nor a
 double bond turned by more than 60 degrees. The canonical SMILES read off positions that pass is the one asked for.
 """
 
@@ -52,10 +53,9 @@ def keeps_stereo(mol: Chem.Mol, positions: np.ndarray) -> bool:
         found.AddConformer(conformer(positions), assignId=True)
         Chem.AssignAtomChiralTagsFromStructure(found, replaceExistingTags=True)
         for i in centres:
-            tag = found.GetAtomWithIdx(i).GetChiralTag()
-            if (tag if tag in CHIRAL else sense(found.GetAtomWithIdx(i), positions)) != mol.GetAtomWithIdx(
-                i
-            ).GetChiralTag():
+            atom, wanted = found.GetAtomWithIdx(i), mol.GetAtomWithIdx(i).GetChiralTag()
+            tag = atom.GetChiralTag()
+            if (tag if tag in CHIRAL else sense(atom, positions)) != wanted or not agree(atom, positions, wanted):
                 return False
     return all(side(mol.GetBondWithIdx(i), positions) for i in bonds)
 
@@ -71,6 +71,16 @@ def sense(atom: Chem.Atom, positions: np.ndarray) -> Chem.ChiralType:
     if abs(volume) < FLAT:
         return Chem.ChiralType.CHI_UNSPECIFIED
     return CHIRAL[1] if volume > 0 else CHIRAL[0]
+
+
+def agree(atom: Chem.Atom, positions: np.ndarray, wanted: Chem.ChiralType) -> bool:
+    """Whether all four triples of a centre's four neighbours turn in the sense wanted."""
+    around = [bond.GetOtherAtomIdx(atom.GetIdx()) for bond in atom.GetBonds()]
+    if len(around) != 4:
+        return True
+    a, b, c, d = positions[around] - positions[atom.GetIdx()]
+    volumes = np.linalg.det(np.array([[a, b, c], [a, d, b], [a, c, d], [b, d, c]]))
+    return bool((volumes > 0).all() if wanted == CHIRAL[1] else (volumes < 0).all())
 
 
 def side(bond: Chem.Bond, positions: np.ndarray) -> bool:

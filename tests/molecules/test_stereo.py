@@ -113,6 +113,20 @@ def test_one_wrong_centre_of_two_is_enough() -> None:
     assert not keeps_stereo(asked_for, positions(other)[0])
 
 
+def test_a_hydrogen_among_the_other_neighbours_does_not_pass() -> None:
+    """Each of the four neighbours in turn: three of them alone may still turn as asked."""
+    mol = molecule("C[C@H](O)F")
+    x = positions(mol)[0]
+    centre = mol.GetAtomWithIdx(1)
+    around = [atom.GetIdx() for atom in centre.GetNeighbors()]
+    assert len(around) == 4 and keeps_stereo(mol, x)
+    for slipped in around:
+        others = x[[i for i in around if i != slipped]] - x[1]
+        wrong = x.copy()
+        wrong[slipped] = x[1] + 0.4 * others.mean(0)
+        assert not keeps_stereo(mol, wrong), slipped
+
+
 def test_flat_and_broken_positions_do_not_pass() -> None:
     mol = molecule("C[C@H](O)F")
     x = positions(mol)[0]
