@@ -8,6 +8,9 @@ row, since what they mean only the owner of the data knows.
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import numpy as np
 import pandas as pd
 
@@ -53,7 +56,7 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
         return _in_steps(index.to_numpy(np.float64))[0], 0.0
     if isinstance(index, pd.DatetimeIndex) and len(index) > 2 and pd.infer_freq(index) is not None:
         return np.arange(len(index), dtype=np.float64), _mean_step(index)
-    return _in_steps(np.asarray((index - index[0]).total_seconds(), dtype=np.float64))
+    return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
 
 
 def of_values(values: pd.Series, label: str) -> pd.Index | None:
@@ -67,9 +70,14 @@ def of_values(values: pd.Series, label: str) -> pd.Index | None:
         return pd.Index(pd.to_numeric(values)).astype("float64")
     except (ValueError, TypeError):
         pass
-    for options in ({"format": "ISO8601"}, {}, {"utc": True}):
+    # The parser of free forms takes the names of months and days, and single letters, for dates.
+    if any(isinstance(cell, str) and cell.strip() and not re.search(r"\d", cell) for cell in values):
+        return None
+    for form, utc in (("ISO8601", False), (None, False), (None, True)):
         try:
-            return pd.DatetimeIndex(pd.to_datetime(values, **options))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that the form cannot be guessed
+                return pd.DatetimeIndex(pd.to_datetime(values, format=form, utc=utc))
         except (ValueError, TypeError, OverflowError):
             continue
     return None
@@ -119,7 +127,7 @@ def _check_order(index: pd.Index, label: str) -> None:
 
 
 def _mean_step(index: pd.DatetimeIndex) -> float:
-    return (index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
+    return pd.Timedelta(index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
 
 
 def _in_steps(position: np.ndarray) -> tuple[np.ndarray, float]:
