@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,7 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
         )
     if numbers:
         return _in_steps(index.to_numpy(np.float64))[0], 0.0
-    if isinstance(index, pd.DatetimeIndex) and len(index) > 2 and pd.infer_freq(index) is not None:
+    if isinstance(index, pd.DatetimeIndex) and _frequency(index) is not None:
         return np.arange(len(index), dtype=np.float64), _mean_step(index)
     return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
 
@@ -91,14 +92,14 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
     if isinstance(index, pd.PeriodIndex):
         return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
     if isinstance(index, pd.DatetimeIndex):
-        frequency = index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
+        frequency = index.freq or _frequency(index)
         if frequency is not None:
             return pd.date_range(index[-1], periods=horizon + 1, freq=frequency, name=index.name)[1:]
     if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
-        step = pd.Series(index).diff().median() if len(index) > 1 else pd.Timedelta(days=1)
+        step = pd.Series(index).diff().quantile(interpolation="lower") if len(index) > 1 else pd.Timedelta(days=1)
         return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
     if pd.api.types.is_integer_dtype(index.dtype) or pd.api.types.is_float_dtype(index.dtype):
-        step = np.median(np.diff(index.to_numpy())) if len(index) > 1 else 1
+        step = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
         ahead = index[-1] + step * np.arange(1, horizon + 1)
         whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
         return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
@@ -126,6 +127,18 @@ def _check_order(index: pd.Index, label: str) -> None:
     raise DataError(f"{label}: row {row + 1} ({index[row]}) is before row {row} ({index[row - 1]}); sort by time first")
 
 
+def _frequency(index: pd.DatetimeIndex) -> Any:
+    """That of a regular index of at least three dates, as pandas takes it; else None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will be of another type some day
+        return pd.infer_freq(index) if len(index) > 2 else None
+
+
+def _median(steps: np.ndarray) -> Any:
+    """The lower median, which is one of the steps."""
+    return np.sort(steps)[(len(steps) - 1) // 2]
+
+
 def _mean_step(index: pd.DatetimeIndex) -> float:
     return pd.Timedelta(index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
 
@@ -134,7 +147,7 @@ def _in_steps(position: np.ndarray) -> tuple[np.ndarray, float]:
     """Positions from the first in units of the median distance; whole numbers where they are up to rounding."""
     if len(position) < 2:
         return np.zeros(len(position)), 0.0
-    step = float(np.median(np.diff(position)))
+    step = float(_median(np.diff(position)))
     stamps = (position - position[0]) / step
     near = np.round(stamps)
     return np.where(np.abs(stamps - near) <= 1e-9 * np.maximum(near, 1), near, stamps), step
