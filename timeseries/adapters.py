@@ -46,6 +46,8 @@ class DiffusionImputer(TransformerMixin, BaseEstimator):
         n_features_in_, feature_names_in_: as in scikit-learn.
     """
 
+    n_features_in_: int
+
     def __init__(
         self,
         *,
@@ -133,7 +135,14 @@ class DiffusionForecaster(BaseEstimator):
 
     Args:
         window, level, network, options, pipeline, count, point, steps, seed: as of `DiffusionImputer`.
+
+    Attributes:
+        pipeline_: the fitted pipeline.
     """
+
+    _y: Table
+    _X: pd.DataFrame | None
+    _fh: np.ndarray | None
 
     def __init__(
         self,
@@ -188,7 +197,7 @@ class DiffusionForecaster(BaseEstimator):
         if (X is None) != (self._X is None) or (X is not None and _names(X) != _names(self._X)):
             raise ArgumentError("X", X, "the covariates of fit")
         longer = pd.concat([self._y, y])
-        further = None if X is None else pd.concat([self._X, X])
+        further = None if X is None or self._X is None else pd.concat([self._X, X])
         _joined(longer, further)
         self._y, self._X = longer, further
         return self

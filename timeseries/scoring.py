@@ -27,10 +27,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import ArgumentError
@@ -51,7 +51,8 @@ __all__ = [
     "quantiles",
 ]
 
-Values = Tensor | NDArray[np.floating] | NDArray[np.bool_]
+Values: TypeAlias = Tensor | ArrayLike
+"""A tensor on any device, or what numpy makes an array of."""
 
 QUANTILES = tuple(i / 20 for i in range(1, 20))
 """The 19 levels 0.05, 0.1, …, 0.95 of CSDI's figure."""

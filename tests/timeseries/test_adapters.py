@@ -80,7 +80,7 @@ def test_imputer_gives_what_the_pipeline_gives(trained: None) -> None:
     }  # fmt: skip
     assert how == {"count": 7, "point": "mean", "steps": 5, "seed": 3}
     assert frame.isna().sum().sum() == 2
-    assert imputer.get_feature_names_out().tolist() == ["a", "b"] and imputer.n_features_in_ == 2
+    assert list(imputer.get_feature_names_out()) == ["a", "b"] and imputer.n_features_in_ == 2
     assert imputer.transform(frame[:1])[0, 1] == 4  # other rows than it was trained on
 
 
@@ -108,7 +108,9 @@ def test_imputer_in_a_chain_and_cloned(trained: None) -> None:
     chain = make_pipeline(DiffusionImputer(count=9), StandardScaler())
     assert np.isfinite(chain.fit_transform(table())).all()
     assert chain.get_feature_names_out().tolist() == ["a", "b"]
-    copy = clone(DiffusionImputer(count=9, steps=4)).set_params(steps=6)
+    copy = clone(DiffusionImputer(count=9, steps=4))
+    assert isinstance(copy, DiffusionImputer)
+    copy.set_params(steps=6)
     assert copy.get_params()["count"] == 9 and copy.get_params()["steps"] == 6 and not hasattr(copy, "pipeline_")
 
 
@@ -224,7 +226,9 @@ def test_a_pipeline_of_dates_gets_dates() -> None:
 
 
 def test_parameters_are_those_of_scikit_learn(trained: None) -> None:
-    copy = clone(DiffusionForecaster(count=3)).set_params(steps=4)
+    copy = clone(DiffusionForecaster(count=3))
+    assert isinstance(copy, DiffusionForecaster)
+    copy.set_params(steps=4)
     assert copy.get_params()["count"] == 3 and copy.get_params()["steps"] == 4
     with pytest.raises(ValueError, match="not fitted"):
         copy.predict(1)
