@@ -127,6 +127,7 @@ def print_grid(
     grid: Grid,
     written: Sequence[tuple[int, np.ndarray, np.ndarray]],
     more: Sequence[tuple[str, int, np.ndarray, np.ndarray]],
+    ahead: Sequence[Sequence[str]] = (),
 ) -> bytes:
     """Put a file together again.
 
@@ -135,18 +136,24 @@ def print_grid(
         written: (column, which rows, values): cells to write.
         more: (name, column it is about, which rows are missing there, values): columns after the last; rows that are
             not missing repeat that column's text.
+        ahead: cells of rows after the last, as many as in the heading.
     """
     rows = [list(row) for row in grid.rows]
     for column, which, values in written:
         for row in np.flatnonzero(which).tolist():
             rows[row][column] = repr(float(values[row]))
     heading = list(grid.heading)
+    last = len(rows)
+    rows += [list(cells) for cells in ahead]
     for name, column, missing, values in more:
         heading.append(_quoted(name, grid.separator))
-        for row, (blank, value) in enumerate(zip(missing.tolist(), values.tolist(), strict=True)):
+        for row, value in enumerate(values.tolist()):
             text = "" if np.isnan(value) else repr(value)
-            rows[row].append(text if blank else grid.rows[row][column])
-    lines = [grid.separator.join(cells) + end for cells, end in zip([heading, *rows], grid.ends, strict=True)]
+            rows[row].append(text if row >= last or missing[row] else grid.rows[row][column])
+    ends = list(grid.ends)
+    if ahead:
+        ends = [*ends[:-1], ends[0], *[ends[0]] * (len(ahead) - 1), ends[-1]]
+    lines = [grid.separator.join(cells) + end for cells, end in zip([heading, *rows], ends, strict=True)]
     return (grid.head + "".join(lines) + grid.tail).encode("utf-8")
 
 
