@@ -81,12 +81,14 @@ def test_sizes_and_steps():
     for one in (little, much):
         data = Windows([one], 10, level="series")
         options = options_for(data, network_for([one]), 7)
-        assert 200 <= options.steps <= 4000
+        assert 200 <= options.steps <= 3000
         assert options.seed == 7
         assert not options.progress
         counts.append(options.steps)
     wide = Windows([series(np.zeros((1000, 200)))], 48)
-    assert options_for(wide, network_for([series(np.zeros((1000, 200)))]), 0).steps == 200
+    found = options_for(wide, network_for([series(np.zeros((1000, 200)))]), 0)
+    assert (found.steps, found.batch_size) == (200, 8)
+    assert counts[0] > counts[1]
 
 
 def test_gaps_of_the_data_are_among_the_targets():
