@@ -14,6 +14,7 @@ from polydiff.core.clouds import Centred
 from polydiff.core.gaussian import Gaussian
 from polydiff.core.noise import Diagonal, Isotropic, masked
 from polydiff.core.product import Product
+from polydiff.timeseries.kernel import targets
 
 B = 4
 SIZES = [2, 5, 1, 3]
@@ -63,6 +64,14 @@ def some_masked(schedule: schedules.Schedule) -> Case:
     return Case(Gaussian(schedule, masked(torch.ones((), dtype=torch.bool))).given(mask=mask), normal(B, 3, 2) * mask)
 
 
+def some_targets(schedule: schedules.Schedule) -> Case:
+    """Noised cells, of which some are blind: the first example has none of those, the last counts nothing."""
+    mask = normal(B, 3, 2) > -0.5
+    counted = mask & (normal(B, 3, 2).flip(0) > -0.2)
+    counted[0], counted[-1] = mask[0], False
+    return Case(targets(schedule).given(mask=mask, counted=counted), normal(B, 3, 2) * mask)
+
+
 def centred(schedule: schedules.Schedule) -> Case:
     kernel = Gaussian(schedule, Centred()).given(index=INDEX, num_graphs=B)
     return Case(kernel, kernel.project(normal(len(INDEX), 3)))
@@ -95,7 +104,7 @@ def product(schedule: schedules.Schedule) -> Case:
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     """(name, case) of every kernel with every schedule that it takes."""
     for name, schedule in SCHEDULES.items():
-        for law in (isotropic, diagonal, some_masked, centred, product):
+        for law in (isotropic, diagonal, some_masked, some_targets, centred, product):
             yield f"{law.__name__}-{name}", lambda law=law, schedule=schedule: law(schedule())
         # Without noise in the first number there is nothing to learn; zeros in pi need alpha_1 = 0.
         if name not in ("exploding", "edm"):

@@ -1,0 +1,99 @@
+"""What the networks of time series share: checking of windows, folding of samples, cells that are masked.
+
+A window has L rows (times) and K columns (features). The *side* of a window is all that a network knows besides the
+noisy state x and its noise level c; it is computed once per window, and x may hold S states of every window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import ArgumentError
+
+__all__ = ["Cells", "cells", "per_state", "states_of", "whole_numbers"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of B windows.
+
+    Attributes:
+        observed: (B, L, K), values of the given cells, exactly 0 elsewhere.
+        known: (B, L, K) bool, the given cells.
+        free: (B, L, K) bool, cells whose state the network reads: neither given nor on a padding row.
+        present: (B, L) bool, False on padding rows; None if there is none.
+    """
+
+    observed: Tensor
+    known: Tensor
+    free: Tensor
+    present: Tensor | None
+
+    @property
+    def windows(self) -> int:
+        """B."""
+        return self.known.shape[0]
+
+    def repeated(self, count: int) -> Tensor | None:
+        """`present` for `count` states of every window (B * count, L), window-major."""
+        if self.present is None or count == 1:
+            return self.present
+        return self.present.repeat_interleave(count, 0)
+
+
+def cells(observed: Tensor, known: Tensor, stamps: Tensor, present: Tensor | None, features: int) -> Cells:
+    """The cells of a batch, checked; what stands in `observed` where nothing is known is never read.
+
+    Args:
+        observed: (B, L, K) floating, values of the given cells.
+        known: (B, L, K) bool, the given cells.
+        stamps: (B, L), times of the rows in steps of the series.
+        present: (B, L) bool, False on padding rows; None: all rows are real.
+        features: K.
+
+    Raises:
+        ArgumentError: shapes or types that do not fit.
+    """
+    if observed.ndim != 3 or observed.shape[2] != features or not observed.is_floating_point():
+        raise ArgumentError("observed", observed, f"floating of shape (windows, rows, {features})")
+    if known.shape != observed.shape or known.dtype != torch.bool:
+        raise ArgumentError("known", known, f"bool of shape {tuple(observed.shape)}")
+    if stamps.shape != observed.shape[:2]:
+        raise ArgumentError("stamps", stamps, f"shape {tuple(observed.shape[:2])}, a number for every row")
+    if present is not None:
+        if present.shape != observed.shape[:2] or present.dtype != torch.bool:
+            raise ArgumentError("present", present, f"bool of shape {tuple(observed.shape[:2])}, or None")
+        known = known & present[:, :, None]
+    free = ~known if present is None else ~known & present[:, :, None]
+    return Cells(observed.masked_fill(~known, 0), known, free, present)
+
+
+def states_of(x: Tensor, c: Tensor, cells: Cells) -> int:
+    """S, the number of states per window.
+
+    Raises:
+        ArgumentError: x is not (B * S, L, K) or c not (B * S,).
+    """
+    shape = cells.known.shape
+    if x.ndim != 3 or x.shape[1:] != shape[1:] or not x.shape[0] or x.shape[0] % shape[0]:
+        raise ArgumentError("x", x, f"shape (S * {shape[0]}, {shape[1]}, {shape[2]}), S states of every window")
+    if c.shape != x.shape[:1]:
+        raise ArgumentError("c", c, f"one noise level per state, shape ({x.shape[0]},)")
+    return x.shape[0] // shape[0]
+
+
+def per_state(x: Tensor, windows: int) -> Tensor:
+    """(B * S, ...) seen as (B, S, ...)."""
+    return x.unflatten(0, (windows, -1))
+
+
+def whole_numbers(config: object, *bounds: tuple[str, int, int]) -> tuple[str, object, str] | None:
+    """The first of a configuration's fields (name, lowest, highest) that is no whole number within its bounds."""
+    for name, low, high in bounds:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            return name, value, f"an integer from {low} to {high}"
+    return None

@@ -1,0 +1,337 @@
+"""Named sets of time series, and how each is split; `frames` has the user's own files.
+
+Nothing is downloaded for these, which come with statsmodels; train, valid and test are the first 60 %, the next 20 %
+and the last 20 % of the rows:
+
+`co2`         weekly CO2 over Mauna Loa 1958-2001 (Keeling and Whorf 2004), 2,284 weeks, 59 of them missing.
+`elnino`      monthly sea surface temperature 1950-2010 (NOAA), 732 months.
+`sunspots`    yearly sunspots 1700-2008 (NOAA), 309 years.
+`macrodata`   12 quarterly figures of the economy of the United States 1959-2009 (Federal Reserve, BLS), 203 quarters.
+
+Official sources, downloaded unless they are found under the data root:
+
+`physionet2012`       stays in intensive care, 48 hours by 35 values, 80 % missing; each stay is a window. Split as in
+                      CSDI (seed 1, fold 0), see `sources_physionet`; normalised by the training stays.
+`physionet2012-csdi`  the same stays with the paper's normalisation, which leaks, and the paper's held-out cells.
+`beijing`             12 stations of air quality by the hour, 11 values each, March 2013 - February 2017 (Zhang et al.
+                      2017, Proc. R. Soc. A 473; UCI 501); the split by time of BenchPOTS (Du et al. 2024,
+                      arXiv:2406.12747): the first 28 months, the next 10, the last 10. Each station is a series.
+`beijing-joint`       the same as one series of 132 values, as in BenchPOTS.
+`etth1`, `etth2`      load and oil temperature of two transformers by the hour (Zhou et al. 2021, Informer,
+                      arXiv:2012.07436); its published split: 12, 4 and 4 months of 30 days; the rest is left out.
+`electricity`         321 consumers by the hour, 2012-2014; `solar`: 137 plants of Alabama every 10 minutes, 2006;
+`exchange`            rates of 8 currencies by the day, 1990-2016: the files and the split (60, 20 and 20 %) of Lai et
+                      al. 2018, LSTNet, arXiv:1703.07015. (GluonTS has other versions of the three.)
+
+Files are verified by a published checksum (PhysioNet), by that of the source repository's file (ETT, and, as git's own,
+electricity, solar, exchange), or, where none is published (Beijing), by stations, rows and columns.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..core.downloads import download
+from ..core.errors import DataError
+from .scaling import Level
+from .series import Series
+from .sources_files import blob_id, cached, fetch, find, fingerprint, members
+from .sources_physionet import ATTRIBUTES, HOURS, Split, csdi_folds, csdi_held, stays
+
+__all__ = ["NAMES", "Source", "Split", "by_share"]
+
+HOUR, DAY = 3600.0, 86400.0
+
+BEIJING = "https://archive.ics.uci.edu/static/public/501/beijing+multi+site+air+quality+data.zip"
+POLLUTANTS = ("PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM")
+STATIONS, BEIJING_ROWS = 12, 35_064
+
+ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/1d16c8f/ETT-small/"
+ETT_FILES = {
+    "ETTh1": ("f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066", 2_589_657),
+    "ETTh2": ("a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b", 2_417_960),
+}
+ETT_ROWS = 17_420
+ETT_MONTH = 30 * 24
+
+LSTNET = "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/7f402f185cc2435b5e66aed13a3b560ed142e023/"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of series, split.
+
+    Attributes:
+        name: of the set.
+        features: names, K.
+        parts: the series of each split, in the units of the data; no two parts share a row.
+        window: rows of a window by default.
+        level: of the normalisation by default, see `scaling`.
+        season: rows after which the series about repeats, for seasonal baselines; 0 = none.
+        scaling: centre and scale (K,) that come with the set; None: to be fitted on the training part.
+        held: `held(split, rate, seed)`, cells held out as published, (N, L, K) bool, if each series is one window.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    parts: Mapping[Split, tuple[Series, ...]]
+    window: int
+    level: Level = "series"
+    season: int = 0
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    held: Callable[[Split, float, int], np.ndarray] | None = None
+
+
+def by_share(series: Series, *, train: float = 0.6, valid: float = 0.2) -> dict[Split, tuple[Series, ...]]:
+    """One series split by time: the first rows to train, the next to validate, the rest to test."""
+    first, second = int(len(series) * train), int(len(series) * (train + valid))
+    return {
+        "train": (series.cut(0, first),),
+        "valid": (series.cut(first, second),),
+        "test": (series.cut(second, len(series)),),
+    }
+
+
+def _regular(values: np.ndarray, names: tuple[str, ...], step: float, label: str) -> Series:
+    return Series(values, np.arange(len(values), dtype=np.float64), names, step, label)
+
+
+def co2(root: Path) -> Source:
+    """Weekly averages with the gaps they have."""
+    from statsmodels.datasets import co2 as data
+
+    table = data.load_pandas().data
+    series = _regular(table[["co2"]].to_numpy(np.float64), ("co2",), 7 * DAY, "co2")
+    return Source("co2", series.names, by_share(series), window=104, level="window", season=52)
+
+
+def elnino(root: Path) -> Source:
+    from statsmodels.datasets import elnino as data
+
+    table = data.load_pandas().data.drop(columns="YEAR")
+    series = _regular(table.to_numpy(np.float64).reshape(-1, 1), ("temperature",), 365.25 / 12 * DAY, "elnino")
+    return Source("elnino", series.names, by_share(series), window=36, season=12)
+
+
+def sunspots(root: Path) -> Source:
+    from statsmodels.datasets import sunspots as data
+
+    table = data.load_pandas().data
+    values = table[["SUNACTIVITY"]].to_numpy(np.float64)
+    series = _regular(values, ("sunspots",), 365.25 * DAY, "sunspots")
+    return Source("sunspots", series.names, by_share(series), window=22, season=11)
+
+
+def macrodata(root: Path) -> Source:
+    from statsmodels.datasets import macrodata as data
+
+    table = data.load_pandas().data.drop(columns=["year", "quarter"])
+    series = _regular(table.to_numpy(np.float64), tuple(table.columns), 365.25 / 4 * DAY, "macrodata")
+    return Source("macrodata", series.names, by_share(series), window=20, level="window", season=4)
+
+
+def physionet2012(root: Path, *, paper: bool = False) -> Source:
+    """Every stay a series of 48 hours, of the folds of seed 1.
+
+    Args:
+        root: data root.
+        paper: with the normalisation and the held-out cells of the paper's code; else by the training stays.
+    """
+    values = stays(root)
+    folds = csdi_folds(len(values), seed=1, fold=0)
+    stamps = np.arange(HOURS, dtype=np.float64)
+    parts: dict[Split, tuple[Series, ...]] = {
+        split: tuple(Series(values[i], stamps, ATTRIBUTES, HOUR, f"stay {i}") for i in index.tolist())
+        for split, index in folds.items()
+    }
+    if not paper:
+        return Source("physionet2012", ATTRIBUTES, parts, window=HOURS)
+    own = [column[~np.isnan(column)] for column in values.reshape(-1, values.shape[-1]).T]
+    scaling = np.array([column.mean() for column in own]), np.array([column.std() for column in own])
+    seen = ~np.isnan(values)
+    return Source(
+        "physionet2012-csdi",
+        ATTRIBUTES,
+        parts,
+        window=HOURS,
+        scaling=scaling,
+        held=lambda split, rate, seed: csdi_held(seen, rate, seed)[folds[split]],
+    )
+
+
+def beijing(root: Path, *, joint: bool = False) -> Source:
+    """Stations in the order of their names; the direction of the wind, which is no number, is left out.
+
+    Args:
+        root: data root.
+        joint: one series of all stations, features named `station_value`; else one series each.
+    """
+    folder = "beijing_air_quality"
+    names = (
+        "beijing+multi+site+air+quality+data.zip", "PRSA2017_Data_20130301-20170228.zip",
+        "PRSA_Data_20130301-20170228.zip", "PRSA_Data_20130301-20170228.tar.xz", "PRSA_Data_20130301-20170228",
+    )  # fmt: skip
+    path = find(root, folder, names)
+    if path is None:
+        path = fetch("beijing", BEIJING, root / folder / names[0], lambda part: _stations(part) and None)
+    have = cached(f"beijing-1-{fingerprint(path)[:16]}", lambda: _stations(path))
+    labels = sorted(have)
+    months = pd.date_range("2013-03-01", periods=BEIJING_ROWS, freq="h").to_period("M")
+    month = np.unique(months.asi8, return_inverse=True)[1]
+    first, second = int(np.searchsorted(month, 28)), int(np.searchsorted(month, 38))
+    borders: dict[Split, tuple[int, int]] = {
+        "train": (0, first), "valid": (first, second), "test": (second, BEIJING_ROWS)
+    }  # fmt: skip
+    if joint:
+        columns = tuple(f"{label}_{name}" for label in labels for name in POLLUTANTS)
+        whole = [_regular(np.concatenate([have[label] for label in labels], 1), columns, HOUR, "beijing-joint")]
+    else:
+        whole = [_regular(have[label], POLLUTANTS, HOUR, label) for label in labels]
+    parts = {split: tuple(one.cut(*border) for one in whole) for split, border in borders.items()}
+    return Source("beijing-joint" if joint else "beijing", whole[0].names, parts, window=48, season=24)
+
+
+def _stations(path: Path) -> dict[str, np.ndarray]:
+    """Station -> (35,064, 11), NaN = missing, each hour in its place."""
+    found: dict[str, np.ndarray] = {}
+    hours = pd.date_range("2013-03-01", periods=BEIJING_ROWS, freq="h")
+    for name, data in members(path, ".csv"):
+        if not (match := re.fullmatch(r"PRSA_Data_(\w+)_20130301-20170228\.csv", name)):
+            continue
+        try:
+            # One cell is a blank where the others have NA.
+            table = pd.read_csv(io.BytesIO(data), na_values=[" "], float_precision="round_trip")
+            values = table[list(POLLUTANTS)].to_numpy(np.float64)
+            when = pd.to_datetime(table[["year", "month", "day", "hour"]])
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{path}: {name} is not a table of a station of UCI 501 ({error})") from error
+        if len(values) != BEIJING_ROWS or (when.to_numpy() != hours.to_numpy()).any():
+            raise DataError(f"{path}: {name} has {len(values)} rows, expected every hour of four years, {BEIJING_ROWS}")
+        found[match[1]] = values
+    if len(found) != STATIONS:
+        raise DataError(f"{path}: {len(found)} stations, expected {STATIONS} files PRSA_Data_*_20130301-20170228.csv")
+    return found
+
+
+def ett(root: Path, *, name: str) -> Source:
+    """A transformer by the hour.
+
+    Args:
+        root: data root.
+        name: ETTh1 or ETTh2.
+    """
+    path = find(root, "ett", (f"{name}.csv.gz", f"{name}.csv"))
+    if path is None:
+        checksum, size = ETT_FILES[name]
+        path = download(name.lower(), f"{ETT}{name}.csv", root / "ett" / f"{name}.csv", checksum, size=size)
+    table = pd.read_csv(io.BytesIO(_unpacked(path)), float_precision="round_trip")
+    if list(table.columns[:1]) != ["date"] or table.shape != (ETT_ROWS, 8):
+        raise DataError(f"{path}: {table.shape[0]} rows, columns {list(table.columns)}; {name} has {ETT_ROWS} and 8")
+    columns = tuple(map(str, table.columns[1:]))
+    series = _regular(table[list(columns)].to_numpy(np.float64), columns, HOUR, name.lower())
+    first, second, third = 12 * ETT_MONTH, 16 * ETT_MONTH, 20 * ETT_MONTH
+    parts: dict[Split, tuple[Series, ...]] = {
+        "train": (series.cut(0, first),), "valid": (series.cut(first, second),), "test": (series.cut(second, third),)
+    }  # fmt: skip
+    return Source(name.lower(), columns, parts, window=96, season=24)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file of the repository of LSTNet: comma-separated numbers, no heading, no gaps."""
+
+    file: str
+    blob: str
+    rows: int
+    columns: int
+    step: float
+    window: int
+    season: int
+    level: Level = "series"
+
+
+TABLES = {
+    "electricity": _Table(
+        "electricity/electricity.txt.gz", "df158a9fff65428ece107200432a72c992d5e4e9", 26_304, 321, HOUR, 168, 24
+    ),
+    "solar": _Table(
+        "solar-energy/solar_AL.txt.gz", "08a1f235546b3708309ff4fb544a54bb82e4f5e7", 52_560, 137, 600.0, 144, 144
+    ),
+    "exchange": _Table(
+        "exchange_rate/exchange_rate.txt.gz", "d72d0d7a5d5d06ecd1cf4c79396180b2962be101", 7_588, 8, DAY, 60, 0, "window"
+    ),
+}  # fmt: skip
+
+
+def lstnet(root: Path, *, name: str) -> Source:
+    """One of the tables of LSTNet.
+
+    Args:
+        root: data root.
+        name: of the set, a key of TABLES.
+    """
+    about = TABLES[name]
+    folder, _, file = about.file.rpartition("/")
+    path = find(root, folder, (file, file.removesuffix(".gz")))
+    if path is None:
+
+        def check(part: Path) -> None:
+            if (got := blob_id(part)) != about.blob:
+                raise DataError(f"git id {got}, expected {about.blob}")
+
+        path = fetch(name, LSTNET + about.file, root / folder / file, check)
+
+    def parse() -> dict[str, np.ndarray]:
+        try:
+            table = pd.read_csv(io.BytesIO(_unpacked(path)), header=None, float_precision="round_trip")
+            values = table.to_numpy(np.float64)
+        except ValueError as error:
+            raise DataError(f"{path}: cannot be read as a table of numbers ({error})") from error
+        if values.shape != (about.rows, about.columns):
+            raise DataError(f"{path}: {values.shape}, {name} has {about.rows} rows of {about.columns} numbers")
+        return {"values": values}
+
+    values = cached(f"{name}-1-{fingerprint(path)[:16]}", parse)["values"]
+    columns = tuple(f"{name} {k}" for k in range(about.columns))
+    series = _regular(values, columns, about.step, name)
+    return Source(name, columns, by_share(series), window=about.window, level=about.level, season=about.season)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, unpacked if its name says that it is packed."""
+    try:
+        data = path.read_bytes()
+        return (
+            gzip.decompress(data) if path.suffix == ".gz" else lzma.decompress(data) if path.suffix == ".xz" else data
+        )
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it to have it fetched again") from error
+
+
+NAMES: Mapping[str, Callable[[Path], Source]] = {
+    "co2": co2,
+    "elnino": elnino,
+    "sunspots": sunspots,
+    "macrodata": macrodata,
+    "physionet2012": physionet2012,
+    "physionet2012-csdi": partial(physionet2012, paper=True),
+    "beijing": beijing,
+    "beijing-joint": partial(beijing, joint=True),
+    "etth1": partial(ett, name="ETTh1"),
+    "etth2": partial(ett, name="ETTh2"),
+    "electricity": partial(lstnet, name="electricity"),
+    "solar": partial(lstnet, name="solar"),
+    "exchange": partial(lstnet, name="exchange"),
+}
+"""The edge: names that users type to the functions that find them under a data root."""
