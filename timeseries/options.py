@@ -22,6 +22,7 @@ __all__ = [
     "Demo",
     "Evaluate",
     "Fitting",
+    "HiddenName",
     "LevelName",
     "NetworkName",
     "Sample",
@@ -40,7 +41,8 @@ Quantile = Annotated[float, Range(0.0, 1.0)]
 TargetsName: TypeAlias = Literal["random", "historical", "mix", "pattern", "blocks", "series", "forecast"]
 """Which of the known cells of a training window are hidden and learnt."""
 LevelName: TypeAlias = Literal["series", "window"]
-"""What is subtracted from a feature: its mean over the training data; or, besides, that of each window's given cells."""
+"""What is taken off a feature: its mean over the training data; or, besides, that of each window's given cells."""
+HiddenName: TypeAlias = Literal["random", "blocks", "series", "forecast"]
 NetworkName: TypeAlias = Literal["ours", "csdi"]
 
 
@@ -71,13 +73,13 @@ class Train:
 
     data: str = "co2"
     """Training series by name: co2, elnino, sunspots, macrodata (no download), physionet2012, physionet2012-csdi,
-    beijing, etth1, etth2, electricity, solar, exchange; or a .csv or .parquet file, or a folder of them."""
+    beijing, beijing-joint, etth1, etth2, electricity, solar, exchange; or a .csv or .parquet file, or a folder of them."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     window: Window | None = None
     """Time steps of a window; None for the data set's own."""
     stride: Count | None = None
-    """Steps from one training window to the next; None for the data set's own."""
+    """Steps from one training window to the next; None for 1."""
     out: Path = Path("runs/timeseries")
     """Folder of the run."""
     network: NetworkName = "ours"
@@ -92,7 +94,7 @@ class Train:
     covariates: tuple[str, ...] = ()
     """Features whose future is known when one forecasts, such as a calendar or a planned price: never hidden."""
     level: LevelName | None = None
-    """What is subtracted of a feature: its training mean (series), or each window's own mean besides (window), for
+    """What is taken off a feature: its training mean (series), or each window's own mean besides (window), for
     series that drift; None for the data set's own."""
     schedule: ScheduleName | None = None
     """Noise schedule; None for the network's own."""
@@ -100,8 +102,6 @@ class Train:
     """What the network predicts; None for the network's own."""
     weighting: WeightName | None = None
     """Which error the loss leaves unweighted; None for the network's own."""
-    data_seed: Seed = 0
-    """Decides which cells of a data set are held out, where that is drawn."""
     training: TrainingOptions = field(
         default_factory=lambda: TrainingOptions(batch_size=16, learning_rate=1e-3, decay_to=0.02)
     )
@@ -123,7 +123,7 @@ class Fitting:
     window: Window | None = None
     """Time steps of a window; None for a length that suits the file."""
     level: LevelName | None = None
-    """What is subtracted of a column: its mean (series), or each window's own besides (window); None for what suits."""
+    """What is taken off a column: its mean (series), or each window's own besides (window); None for what suits."""
     fit_steps: Steps | None = None
     """Training steps; None for about a minute's worth on two cores."""
     keep: Path | None = None
@@ -183,8 +183,8 @@ class Sample:
 class Evaluate:
     """Measure a trained model on held-out cells; prints a table, writes it with its options and a page into --out.
 
-    Known cells of held-out windows are hidden at each of --rates (or the last --horizon rows), drawn again, and compared
-    with the truth, beside the mean, the median, interpolation, the last value and the last period.
+    Known cells of held-out windows are hidden, drawn again and compared with the truth, beside simple ways to fill them:
+    the mean, the median, interpolation, the last value, the last season.
     """
 
     model: str = "runs/timeseries"
@@ -195,10 +195,11 @@ class Evaluate:
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     split: Literal["valid", "test"] = "test"
     """The held-out part."""
-    targets: Literal["random", "blocks", "series", "forecast"] = "random"
-    """What is hidden: single cells, blocks in time, whole features, or the last --horizon rows."""
+    targets: tuple[HiddenName, ...] = ("random",)
+    """What is hidden, one after the other: single cells, a measurement for each of --rates; blocks in time; whole
+    features; the last --horizon rows."""
     rates: tuple[Annotated[float, Range(0.001, 1.0)], ...] = (0.1, 0.5, 0.9)
-    """Shares of the known cells that are hidden, one measurement each; not for forecast."""
+    """Shares of the known cells that --targets random hides."""
     horizon: Count | None = None
     """Rows to forecast; None for a quarter of the window."""
     windows: Count = 64
@@ -215,10 +216,8 @@ class Evaluate:
     """How the steps are spaced in time; None for the default. A calibrated solver has its own grid."""
     precision: Literal["no", "bf16"] = "no"
     """bf16 runs the network in bfloat16 autocast."""
-    data_seed: Seed = 0
-    """Decides which cells of a data set are held out, where that is drawn; as for train."""
     seed: Seed = 0
-    """Decides every other random choice."""
+    """Decides every random choice."""
     out: Path = Path("runs/evaluation")
     """Folder for the results."""
     config: Annotated[Path | None, Invocation()] = None
@@ -249,8 +248,6 @@ class Calibrate:
     """Steps of the fine solution, four network calls each."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Windows that pass through the network at once."""
-    data_seed: Seed = 0
-    """Decides which cells of a data set are held out, where that is drawn; as for train."""
     seed: Seed = 0
     """Decides which windows and cells, and the noise."""
     config: Annotated[Path | None, Invocation()] = None

@@ -1,8 +1,8 @@
 """Train a model of time series: `polydiff train timeseries`, `python -m polydiff.timeseries.train`, or `train(...)`.
 
 The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for
-TensorBoard, and at the end `model/`, which `ImputationPipeline.from_pretrained` reads. `--network csdi` is the published
-network in the published recipe (quadratic betas of 50 steps, eps, unweighted), computed our way.
+TensorBoard, and at the end `model/`, which `ImputationPipeline.from_pretrained` reads. `--network csdi` is the
+published network in the published recipe (quadratic betas of 50 steps, eps, unweighted), computed our way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
+from .comparison import spaced
 from .csdi import CSDIConfig
 from .data import Windows, load
 from .model import SeriesConfig, SeriesModel, kernel_of
@@ -30,6 +31,7 @@ from .objectives import Imputation
 from .options import NetworkName, TargetsName, Train
 from .pipeline import ImputationPipeline
 from .scaling import window_level
+from .sources import Split
 from .targets import Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, typical
 
 __all__ = ["data_of", "main", "objective_of", "series_config", "targets_of", "train"]
@@ -111,7 +113,7 @@ def name_of(objective: nn.Module, part: nn.Module) -> str:
     return next(name for name, module in objective.named_modules() if module is part)
 
 
-def data_of(options: Train, split: str) -> Windows:
+def data_of(options: Train, split: Split) -> Windows:
     """The data set that the options name, in windows."""
     return load(
         options.data,
@@ -120,15 +122,14 @@ def data_of(options: Train, split: str) -> Windows:
         stride=options.stride,
         level=options.level,
         data_root=options.data_root,
-        seed=options.data_seed,
     )
 
 
 def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, options: Train) -> Imputation:
     """The loss that the options ask for: of every counted cell alike."""
     strategy = targets_of(data, options)
-    some = data.batch(range(min(len(data), BANK)))
-    per = typical(strategy, some["seen"], some.get("present"), seed=options.data_seed)
+    some = data.batch(spaced(len(data), BANK))
+    per = typical(strategy, some["seen"], some.get("present"), seed=options.training.seed)
     weight = WEIGHTS[options.weighting or WEIGHTING[options.network]]
     rescale = off_level if config.level == "window" else None
     return Imputation(model.denoiser, kernel_of(config, model), strategy, per, weight=weight, rescale=rescale)
@@ -159,7 +160,10 @@ def columns(names: tuple[str, ...], features: tuple[str, ...]) -> tuple[int, ...
 
 def patterns(data: Windows, options: Train) -> Patterned:
     """What other windows lack."""
-    seen = data.batch(range(min(len(data), BANK)))["seen"]
+    some = data.batch(spaced(len(data), BANK))
+    seen = some["seen"]
+    if "present" in some:  # padding is no gap
+        seen = seen | ~some["present"].unsqueeze(-1)
     if bool(seen.all()):
         raise ArgumentError(
             "--targets", options.targets, f"random, blocks, series or forecast: {data.name} has no gaps"
@@ -222,7 +226,7 @@ def card(data: Windows, options: Train, seconds: float) -> Card:
     """What is known about the model when training ends; figures are added by whoever measures them."""
     shown = ", ".join(data.features[:12]) + (", ..." if len(data.features) > 12 else "")
     return Card(
-        title=f"Time series like {data.name}",
+        title=f"Time series like {data.name.partition(' (')[0]}",
         summary=f"A diffusion model that fills gaps and forecasts, in windows of {data.window} steps of "
         f"{len(data.features)} features ({shown}).",
         data=f"{data.name}, {len(data)} training windows; targets: {options.targets}",
