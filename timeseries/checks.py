@@ -12,9 +12,9 @@ from ..core.runs import check_begun, model_folder
 if TYPE_CHECKING:
     from .options import Sample, Train
 
-__all__ = ["PICTURES", "TABLES", "check_sample", "check_train"]
+__all__ = ["PICTURES", "TABLES", "check_sample", "check_train", "place_of"]
 
-TABLES = (".csv", ".csv.gz", ".parquet")
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -34,9 +34,10 @@ def check_sample(options: Sample) -> None:
     check_table("input", options.input)
     if not options.input.is_file():
         raise DataError(f"{options.input}: no such file")
-    check_file("--out", options.out, TABLES)
-    if options.out.exists() and options.input.resolve() == options.out.resolve():
-        raise ArgumentError("--out", str(options.out), "another file than the input, which stays as it is")
+    out = place_of(options)
+    check_file("--out", out, (options.input.suffix.lower(),))
+    if out.exists() and options.input.resolve() == out.resolve():
+        raise ArgumentError("--out", str(out), "another file than the input, which stays as it is")
     if options.plot is not None:
         check_file("--plot", options.plot, PICTURES)
     if len(set(options.quantiles)) != len(options.quantiles):
@@ -55,6 +56,11 @@ def check_sample(options: Sample) -> None:
         model_folder(Path(options.model), "timeseries")
     elif options.fitting.keep is not None and options.fitting.keep.is_file():
         raise ArgumentError("--keep", str(options.fitting.keep), "a folder; this is a file")
+
+
+def place_of(options: Sample) -> Path:
+    """The file for the filled table."""
+    return Path("runs") / f"filled{options.input.suffix.lower()}" if options.out is None else options.out
 
 
 def check_table(argument: str, path: Path) -> None:

@@ -73,7 +73,8 @@ class Train:
 
     data: str = "co2"
     """Training series by name: co2, elnino, sunspots, macrodata (no download), physionet2012, physionet2012-csdi,
-    beijing, beijing-joint, etth1, etth2, electricity, solar, exchange; or a .csv or .parquet file, or a folder of them."""
+    beijing, beijing-joint, etth1, etth2, electricity, solar, exchange; or a .csv or .parquet file, or a folder of
+    them."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
     window: Window | None = None
@@ -139,16 +140,19 @@ class Sample:
     """
 
     input: tyro.conf.Positional[Path]
-    """A .csv (.csv.gz) or .parquet file, one row for each time; empty cells are missing. A column of dates or times, if
-    there is one, is the time; else rows are one step apart."""
+    """A .csv, .tsv or .parquet file, one row for each time; empty cells are missing. A column of dates or called date,
+    time, datetime, timestamp or ds is the time; without one, rows are one step apart."""
     model: str | None = None
     """A model that ships with polydiff by name, a folder with a model or a run, or a Hugging Face repository; None to
     fit one to the input."""
     fitting: Fitting = field(default_factory=Fitting)
     time_column: str | None = None
-    """The column of the times; None for the first one that holds dates."""
+    """The column of the times; None for the one that is called so or holds dates."""
+    carry: tuple[str, ...] = ()
+    """Columns that are no series, such as a name or a remark: they stay as they are."""
     horizon: Annotated[int, Range(0, 10**6)] = 0
-    """Rows to add after the last one, drawn as well."""
+    """Rows to add after the last one, drawn as well. Where something is known of these times already, such as a planned
+    price, add the rows yourself and leave empty what is to be drawn."""
     quantiles: tuple[Quantile, ...] = ()
     """Quantiles to write beside the filled columns, such as 0.05 0.5 0.95."""
     samples: Annotated[int, Range(1, 100_000)] = 100
@@ -169,8 +173,8 @@ class Sample:
     """Show a progress bar."""
     seed: Seed = 0
     """Decides every random choice: sample path k depends on this seed, the input and k alone."""
-    out: Annotated[Path, tyro.conf.arg(aliases=("-o",))] = Path("runs/filled.csv")
-    """File for the filled table, .csv (.csv.gz) or .parquet."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=("-o",))] = None
+    """File for the filled table, of the input's kind; None for filled.csv, .tsv or .parquet in the folder runs."""
     config: Annotated[Path | None, Invocation()] = None
     """Read options from this file; flags given beside it win."""
 
@@ -183,8 +187,8 @@ class Sample:
 class Evaluate:
     """Measure a trained model on held-out cells; prints a table, writes it with its options and a page into --out.
 
-    Known cells of held-out windows are hidden, drawn again and compared with the truth, beside simple ways to fill them:
-    the mean, the median, interpolation, the last value, the last season.
+    Known cells of held-out windows are hidden, drawn again and compared with the truth, beside simple ways to fill
+    them: the mean, the median, interpolation, the last value, the last season.
     """
 
     model: str = "runs/timeseries"
@@ -204,6 +208,8 @@ class Evaluate:
     """Rows to forecast; None for a quarter of the window."""
     windows: Count = 64
     """Held-out windows, at even distances."""
+    stride: Count | None = None
+    """Steps from one held-out window to the next; None for the window, so that nothing counts twice."""
     samples: Annotated[int, Range(2, 100_000)] = 100
     """Sample paths of each window."""
     period: Count | None = None
