@@ -84,7 +84,7 @@ def fit_scale(
 
 
 def normalise(values: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    """(values - centre) / scale for values (..., K), centre and scale (K,) float64; computed and returned as float64."""
+    """(values - centre) / scale, float64, of values (..., K) by centre and scale (K,)."""
     return (values.double() - centre) / scale
 
 

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -21,7 +22,7 @@ from ..core.downloads import TIMEOUT, offline
 from ..core.errors import DataError
 from ..core.files import write_atomically
 
-__all__ = ["blob_id", "cache_folder", "cached", "fetch", "fingerprint", "find", "members"]
+__all__ = ["blob_id", "cache_folder", "cached", "fetch", "find", "fingerprint", "members"]
 
 _PIECE = 1 << 20
 _MOST = 1 << 30
@@ -143,8 +144,6 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
         made = make()
     buffer = io.BytesIO()
     np.savez(buffer, **made)  # pyright: ignore[reportArgumentType]: its own annotation of **kwds is off
-    try:
+    with suppress(OSError):  # nowhere to keep it, as on a read-only disk: the next use parses again
         write_atomically(path, buffer.getvalue())
-    except OSError:
-        pass  # nowhere to keep it, as on a read-only disk: the next use parses again
     return made

@@ -1,0 +1,346 @@
+"""Series in and out: arrays, tables and files are read, checked, and given back as they came with their gaps filled.
+
+What is given back has exactly the rows, columns, index, order and dtypes that came, and the observed cells are the
+same bits, or in CSV the same text; only missing cells are written. (A filled cell of an integer column is rounded, for
+the column must stay one.) Missing is NaN, None, NA or NaT; in CSV an empty cell or one of `csv_text.MISSING`.
+
+Errors name the column and the row, which counts from 1 without the heading. A string in a column of numbers, an
+infinity, a stamp that is missing, repeated or out of order (`stamps`), a column name that occurs twice, a table without
+rows or columns, are errors. One single row is a series of length 1; rows, windows or columns without any observed cell
+are read, since an existing model can fill them. Columns that are no numbers can be kept, untouched, by name.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..core.errors import ArgumentError, DataError, describe
+from .csv_text import Grid, numbers, parse, print_grid
+from .series import Series
+from .stamps import NAMES, of_index, of_values
+
+__all__ = ["SUFFIXES", "Reading", "Series", "read", "read_file"]
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+
+Extra = Mapping[str, Sequence[np.ndarray]]
+Back = Callable[[Sequence[np.ndarray], Extra], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Series as numbers, and the way back to what they came as.
+
+    Attributes:
+        series: one of each table, or of each of the N in an array.
+        index: of each series' rows in time, None for arrays.
+    """
+
+    series: tuple[Series, ...]
+    index: tuple[pd.Index | None, ...]
+    _back: Back
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features; the same in every series."""
+        return self.series[0].names
+
+    def written(self, filled: Sequence[np.ndarray], extra: Extra | None = None) -> Any:
+        """What came, its missing cells filled.
+
+        Args:
+            filled: (L, K) for each of the series, in the units of the data; only missing cells are looked at. What is
+                still NaN there stays missing as it was.
+            extra: ending -> (L, K) for each series: columns `name@ending` after all others, in tables only. In CSV an
+                observed cell repeats the observed text.
+
+        Returns:
+            An object like the one that was read; of a file, its bytes.
+
+        Raises:
+            ArgumentError: other shapes, infinite values in missing cells, or extra columns for an array.
+        """
+        for name, values in [("filled", filled), *(extra or {}).items()]:
+            shapes = [tuple(np.shape(one)) for one in values]
+            if shapes != (wanted := [one.values.shape for one in self.series]):
+                raise ArgumentError(name, shapes[:4], f"(L, K) of each series, {wanted[:4]}")
+        if any(np.isinf(new[np.isnan(one.values)]).any() for new, one in zip(filled, self.series, strict=True)):
+            raise ArgumentError("filled", "infinite values in missing cells", "finite ones")
+        return self._back([np.asarray(one, dtype=np.float64) for one in filled], extra or {})
+
+
+def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label: str = "X") -> Reading:
+    """Series from memory.
+
+    Args:
+        data: an array or tensor (L, K) or (N, L, K); a DataFrame, or a Series of pandas, its index the stamps (else a
+            column of dates, see `time`); or a list of such, which need not be equally long.
+        keep: columns of tables that are carried through and are no features.
+        time: the column of a table that holds the stamps; default: the first that is called date, time, datetime,
+            timestamp or ds, or is of dates, unless the index is of dates.
+        label: of the data in messages.
+
+    Raises:
+        DataError: see the module. ArgumentError: what this cannot be, or columns that are not there.
+    """
+    if isinstance(data, list | tuple):
+        if not data:
+            raise DataError(f"{label}: an empty list, expected at least one series")
+        if all(isinstance(one, np.ndarray | Tensor | pd.DataFrame | pd.Series) for one in data):
+            parts = [read(one, keep=keep, time=time, label=f"{label}[{i}]") for i, one in enumerate(data)]
+            return _joined(parts, type(data), label)
+        data = _rectangular(data, label)
+    if isinstance(data, pd.DataFrame):
+        return _table(data, keep, time, label)
+    if isinstance(data, pd.Series):
+        inner = _table(data.to_frame(name="value" if data.name is None else data.name), (), None, label)
+
+        def back(filled: Sequence[np.ndarray], extra: Extra) -> Any:
+            made = inner.written(filled, extra)
+            return made if extra else made.iloc[:, 0].rename(data.name)
+
+        return Reading(inner.series, inner.index, back)
+    if isinstance(data, np.ndarray | Tensor):
+        return _array(data, label)
+    raise ArgumentError(label, data, "an array (L, K) or (N, L, K), a DataFrame, or a list of them")
+
+
+def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: str | None = None) -> Reading:
+    """A series from a CSV (`.csv`, `.tsv`; UTF-8; comma, semicolon, tab or bar; a heading) or parquet file.
+
+    In CSV a first column without a name, as pandas writes its index, is the index: stamps, if of dates or numbers.
+    `Reading.written` gives the bytes of a file of the same kind; a CSV's differ from the original in missing cells only.
+
+    Raises:
+        DataError: naming the file, and the column and row at fault. ArgumentError: `keep` or `time` is not there.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise DataError(f"{path}: expected one of {', '.join(SUFFIXES)}")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not data.strip():
+        raise DataError(f"{path}: empty")
+    if name.endswith((".csv", ".tsv")):
+        return _text(parse(data, str(path), tab=name.endswith(".tsv")), keep, time, str(path))
+    try:
+        table = pd.read_parquet(io.BytesIO(data))
+    except ImportError as error:
+        raise DataError(f"{path}: parquet needs the library pyarrow: pip install 'polydiff[timeseries]'") from error
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
+        raise DataError(f"{path}: cannot be read as parquet ({error})") from error
+    inner = _table(table, keep, time, str(path))
+
+    def back(filled: Sequence[np.ndarray], extra: Extra) -> bytes:
+        buffer = io.BytesIO()
+        inner.written(filled, extra).to_parquet(buffer)
+        return buffer.getvalue()
+
+    return Reading(inner.series, inner.index, back)
+
+
+def _joined(parts: Sequence[Reading], kind: type, label: str) -> Reading:
+    for i, part in enumerate(parts):
+        if part.names != parts[0].names:
+            raise DataError(f"{label}[{i}] has columns {part.names}, {label}[0] has {parts[0].names}")
+    sizes = np.cumsum([len(part.series) for part in parts])[:-1].tolist()
+
+    def back(filled: Sequence[np.ndarray], extra: Extra) -> Any:
+        starts, stops = [0, *sizes], [*sizes, len(filled)]
+        return kind(
+            part.written(filled[start:stop], {key: values[start:stop] for key, values in extra.items()})
+            for part, start, stop in zip(parts, starts, stops, strict=True)
+        )
+
+    series = tuple(one for part in parts for one in part.series)
+    return Reading(series, tuple(index for part in parts for index in part.index), back)
+
+
+def _rectangular(data: Sequence[Any], label: str) -> np.ndarray:
+    """Nested lists of numbers as an array."""
+    try:
+        return np.array(data, dtype=None if _has_text(data) else np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{label}: nested lists of different lengths or of no numbers ({error})") from error
+
+
+def _has_text(data: Any) -> bool:
+    return any(_has_text(one) for one in data) if isinstance(data, list | tuple) else isinstance(data, str)
+
+
+def _array(data: np.ndarray | Tensor, label: str) -> Reading:
+    array = data.detach().cpu().double().numpy() if isinstance(data, Tensor) else np.asarray(data)
+    if isinstance(data, np.ma.MaskedArray):
+        raise ArgumentError(label, "a masked array", "NaN where values are missing: X.filled(numpy.nan)")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"{label}: got {describe(data)}, expected (L, K) or (N, L, K), all at least 1")
+    values = _floats(array, lambda place: f"{label}[{', '.join(map(str, place))}]")
+    names = tuple(f"feature {k}" for k in range(array.shape[-1]))
+    pieces = values if values.ndim == 3 else values[None]
+    stamps = np.arange(pieces.shape[1], dtype=np.float64)
+    labels = [f"{label}[{i}]" for i in range(len(pieces))] if values.ndim == 3 else [label]
+    series = tuple(Series(one, stamps, names, 0.0, own) for one, own in zip(pieces, labels, strict=True))
+    missing = np.isnan(values)
+
+    def back(filled: Sequence[np.ndarray], extra: Extra) -> np.ndarray | Tensor:
+        if extra:
+            raise ArgumentError("extra", list(extra), "none: an array has no names for more columns")
+        new = np.stack(filled).reshape(values.shape)
+        write = missing & ~np.isnan(new)
+        if isinstance(data, Tensor):
+            made = data.detach().clone()
+            made[torch.from_numpy(write)] = torch.from_numpy(new[write]).to(made)
+            return made
+        made = np.array(data, copy=True)
+        made[write] = new[write].astype(made.dtype)
+        return made
+
+    return Reading(series, (None,) * len(series), back)
+
+
+def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: str) -> Reading:
+    columns = [str(name) for name in table.columns]
+    dated = isinstance(table.index, pd.DatetimeIndex | pd.PeriodIndex | pd.TimedeltaIndex)
+    guess = None if dated else next(
+        (k for k, name in enumerate(columns) if pd.api.types.is_datetime64_any_dtype(table.dtypes.iloc[k])), None
+    )  # fmt: skip
+    place, features = _roles(columns, keep, time, guess, label, named=not dated)
+    if not len(table):
+        raise DataError(f"{label}: no rows")
+    index = table.index if place is None else _stamp_index(table.iloc[:, place], columns[place], label)
+    stamps, step = of_index(index, label)
+    values = np.stack([_column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
+    names = tuple(columns[k] for k in features)
+
+    def back(filled: Sequence[np.ndarray], extra: Extra) -> pd.DataFrame:
+        made, (new,) = table.copy(), filled
+        for j, k in enumerate(features):
+            write = np.isnan(values[:, j]) & ~np.isnan(new[:, j])
+            if write.any():
+                made.isetitem(k, _filled(table.iloc[:, k], write, new[write, j]))
+        more = {f"{name}@{key}": one[:, j] for key, (one,) in extra.items() for j, name in enumerate(names)}
+        return pd.concat([made, pd.DataFrame(more, index=made.index)], axis=1) if more else made
+
+    return Reading((Series(values, stamps, names, step, label),), (index,), back)
+
+
+def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Reading:
+    """A CSV, whose cells stay text until they are numbers."""
+    columns = [name or ("" if k == 0 else f"column {k + 1}") for k, name in enumerate(grid.names)]
+    first = 0 if not columns[0] and len(columns) > 1 else None
+    if first is None and time is None and not any(name.lower() in NAMES for name in columns):
+        # A first column that is no number but a date throughout is the stamps, whatever its name.
+        head = pd.Series(grid.column(0), dtype=object)
+        if columns[0] not in keep and len(columns) > 1 and not _looks_numeric(head):
+            first = 0 if isinstance(of_values(head, label), pd.DatetimeIndex) else None
+    place, features = _roles(columns, keep, time, first, label, named=True)
+    index: pd.Index = pd.RangeIndex(len(grid.rows))
+    if place is not None:
+        column = pd.Series([cell if cell.strip() else None for cell in grid.column(place)], dtype=object)
+        unnamed = place == 0 and not columns[0]
+        found = of_values(column, label) if unnamed else _stamp_index(column, columns[place], label)
+        index = index if found is None else found
+    stamps, step = of_index(index, label)
+    values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
+    names = tuple(columns[k] for k in features)
+
+    def back(filled: Sequence[np.ndarray], extra: Extra) -> bytes:
+        write = np.isnan(values) & ~np.isnan(filled[0])
+        new = [(k, write[:, j], filled[0][:, j]) for j, k in enumerate(features)]
+        more = [
+            (f"{name}@{key}", k, np.isnan(values[:, j]), one[:, j])
+            for key, (one,) in extra.items()
+            for j, (name, k) in enumerate(zip(names, features, strict=True))
+        ]
+        return print_grid(grid, new, more)
+
+    return Reading((Series(values, stamps, names, step, label),), (index,), back)
+
+
+def _roles(
+    columns: Sequence[str], keep: Sequence[str], time: str | None, guess: int | None, label: str, *, named: bool
+) -> tuple[int | None, list[int]]:
+    """Which column holds the stamps, and which the features."""
+    if doubled := [name for k, name in enumerate(columns) if name in columns[:k]]:
+        raise DataError(f"{label}: two columns are called {doubled[0]!r}")
+    for argument, wanted in [("time", [time] if time is not None else []), ("keep", list(keep))]:
+        if lost := [name for name in wanted if name not in columns]:
+            raise ArgumentError(argument, lost[0], f"a column of {label}: {', '.join(columns)}")
+    if time is not None:
+        place = columns.index(time)
+    else:
+        called = (k for k, name in enumerate(columns) if name.lower() in NAMES and name not in keep)
+        place = next(called, guess) if named else guess
+        place = None if place is not None and columns[place] in keep else place
+    features = [k for k, name in enumerate(columns) if k != place and name not in keep]
+    if not features:
+        raise DataError(f"{label}: no columns of values; it has {', '.join(map(repr, columns)) or 'none'}")
+    return place, features
+
+
+def _stamp_index(column: pd.Series, name: str, label: str) -> pd.Index:
+    index = of_values(column, label)
+    if index is None:
+        raise DataError(f"{label}: column {name!r} is to hold the time stamps, and has {column.iloc[0]!r} in row 1")
+    return index
+
+
+def _looks_numeric(column: pd.Series) -> bool:
+    try:
+        pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _column(column: pd.Series, label: str) -> np.ndarray:
+    """A column of a table as float64 (L,), NaN = missing."""
+    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
+        array = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        array = np.where(column.isna(), None, np.asarray(column.array, dtype=object))
+    return _floats(array, lambda place: f"{label}, row {place[0] + 1}")
+
+
+def _floats(array: np.ndarray, where: Callable[[tuple[int, ...]], str]) -> np.ndarray:
+    """Any array as float64, NaN = missing; what is no number, or infinite, is an error that says where."""
+    if array.dtype.kind in "fiub":
+        values = array.astype(np.float64)
+    else:
+        values = np.full(array.shape, np.nan)
+        for place in np.ndindex(array.shape):
+            cell = array[place]
+            if isinstance(cell, int | float | np.number | np.bool_ | Decimal) and not isinstance(
+                cell, np.complexfloating
+            ):
+                values[place] = float(cell)
+            elif cell is not None and cell is not pd.NA and cell is not pd.NaT:
+                raise DataError(f"{where(place)}: {describe(cell)} is no number; name columns to carry along in keep")
+    if (infinite := np.isinf(values)).any():
+        place = tuple(int(k) for k in np.argwhere(infinite)[0])
+        raise DataError(f"{where(place)}: {values[place]}; values must be finite, or missing")
+    return values
+
+
+def _filled(column: pd.Series, write: np.ndarray, new: np.ndarray) -> Any:
+    """The array of a column with cells written, of the same dtype."""
+    made = column.array.copy()
+    if pd.api.types.is_bool_dtype(column.dtype):
+        made[write] = new >= 0.5
+    else:
+        made[write] = np.round(new).astype(np.int64) if pd.api.types.is_integer_dtype(column.dtype) else new
+    return made

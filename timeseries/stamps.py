@@ -1,0 +1,132 @@
+"""When the rows of a series happened, in steps of the series.
+
+Dates become seconds from the first row, divided by the step, the median distance of rows: 0, 1, 2, … where a series is
+regular (also by the calendar: months, quarters), 0, 1, 3, … where a row is left out, any real numbers where it is not.
+Numbers are taken likewise. Stamps must ascend: rows out of order or twice the same stamp are an error that names the
+row, since what they mean only the owner of the data knows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ..core.errors import DataError
+
+__all__ = ["following", "of_index", "of_values"]
+
+NAMES = frozenset({"date", "time", "datetime", "timestamp", "ds"})
+"""Columns so called, in any case, hold the stamps."""
+
+
+def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
+    """Stamps of the index of a table: dates, periods or durations; numbers; anything else just counts the rows.
+
+    Args:
+        index: of L rows.
+        label: of the table in messages.
+
+    Returns:
+        (L,) float64 in steps, and the step in seconds, 0 if unknown.
+
+    Raises:
+        DataError: naming the first row that is missing, repeated or out of order.
+    """
+    if isinstance(index, pd.MultiIndex):
+        raise DataError(
+            f"{label}: an index of {index.nlevels} levels, expected one; unstack it, or give a list of tables"
+        )
+    if isinstance(index, pd.RangeIndex) and index.step > 0:
+        return np.arange(len(index), dtype=np.float64), 0.0
+    numbers = pd.api.types.is_numeric_dtype(index.dtype) and not pd.api.types.is_bool_dtype(index.dtype)
+    dates = isinstance(index, pd.DatetimeIndex | pd.PeriodIndex | pd.TimedeltaIndex)
+    if not (numbers or dates):
+        return np.arange(len(index), dtype=np.float64), 0.0
+    _check_order(index, label)
+    if isinstance(index, pd.PeriodIndex):
+        ordinals = index.asi8.astype(np.float64)
+        ends = index.to_timestamp()
+        return ordinals - ordinals[:1], _mean_step(ends) / max(
+            1.0, (ordinals[-1] - ordinals[0]) / max(1, len(index) - 1)
+        )
+    if numbers:
+        return _in_steps(index.to_numpy(np.float64))[0], 0.0
+    if isinstance(index, pd.DatetimeIndex) and len(index) > 2 and pd.infer_freq(index) is not None:
+        return np.arange(len(index), dtype=np.float64), _mean_step(index)
+    return _in_steps(np.asarray((index - index[0]).total_seconds(), dtype=np.float64))
+
+
+def of_values(values: pd.Series, label: str) -> pd.Index | None:
+    """A column as an index of dates or numbers, if it is one.
+
+    A missing stamp stays missing, so that `of_index` names its row.
+    """
+    if isinstance(values.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return pd.Index(values)
+    try:
+        return pd.Index(pd.to_numeric(values)).astype("float64")
+    except (ValueError, TypeError):
+        pass
+    for options in ({"format": "ISO8601"}, {}, {"utc": True}):
+        try:
+            return pd.DatetimeIndex(pd.to_datetime(values, **options))
+        except (ValueError, TypeError, OverflowError):
+            continue
+    return None
+
+
+def following(index: pd.Index, horizon: int) -> pd.Index:
+    """The index of the next `horizon` rows: of its frequency, where it has one, else in its median steps.
+
+    Numbers go on in their median step, and anything else counts on from the number of rows.
+    """
+    if isinstance(index, pd.PeriodIndex):
+        return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
+    if isinstance(index, pd.DatetimeIndex):
+        frequency = index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
+        if frequency is not None:
+            return pd.date_range(index[-1], periods=horizon + 1, freq=frequency, name=index.name)[1:]
+    if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
+        step = pd.Series(index).diff().median() if len(index) > 1 else pd.Timedelta(days=1)
+        return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
+    if pd.api.types.is_integer_dtype(index.dtype) or pd.api.types.is_float_dtype(index.dtype):
+        step = np.median(np.diff(index.to_numpy())) if len(index) > 1 else 1
+        ahead = index[-1] + step * np.arange(1, horizon + 1)
+        whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
+        return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
+    return pd.RangeIndex(len(index), len(index) + horizon)
+
+
+def _check_order(index: pd.Index, label: str) -> None:
+    missing = np.asarray(index.isna())
+    if missing.any():
+        raise DataError(f"{label}: row {int(missing.argmax()) + 1} has no time stamp")
+    if pd.api.types.is_float_dtype(index.dtype) and np.isinf(index.to_numpy(np.float64)).any():
+        row = int(np.isinf(index.to_numpy(np.float64)).argmax())
+        raise DataError(f"{label}: row {row + 1} has the time stamp {index[row]}")
+    if index.is_monotonic_increasing and index.is_unique:
+        return
+    doubled = np.asarray(index.duplicated())
+    if doubled.any():
+        row = int(doubled.argmax())
+        first = int(np.asarray(index == index[row]).argmax())
+        raise DataError(
+            f"{label}: rows {first + 1} and {row + 1} have the same time stamp, {index[row]}; keep one of them, or give"
+            " a table for each series"
+        )
+    row = next(k for k in range(1, len(index)) if index[k] < index[k - 1])
+    raise DataError(f"{label}: row {row + 1} ({index[row]}) is before row {row} ({index[row - 1]}); sort by time first")
+
+
+def _mean_step(index: pd.DatetimeIndex) -> float:
+    return (index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
+
+
+def _in_steps(position: np.ndarray) -> tuple[np.ndarray, float]:
+    """Positions from the first in units of the median distance; whole numbers where they are up to rounding."""
+    if len(position) < 2:
+        return np.zeros(len(position)), 0.0
+    step = float(np.median(np.diff(position)))
+    stamps = (position - position[0]) / step
+    near = np.round(stamps)
+    return np.where(np.abs(stamps - near) <= 1e-9 * np.maximum(near, 1), near, stamps), step
