@@ -65,7 +65,14 @@ def windows_of(pipeline: ImputationPipeline, options: Evaluate) -> tuple[Windowe
     """
     trained = trained_with(options.model, options.data, tuple(NAMES))
     config = pipeline.config
-    data = load(trained.data, options.split, window=config.window, stride=options.stride, level=config.level, data_root=options.data_root)
+    data = load(
+        trained.data,
+        options.split,
+        window=config.window,
+        stride=options.stride,
+        level=config.level,
+        data_root=options.data_root,
+    )
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the {len(config.features)} features that the model knows: "
                             f"{', '.join(config.features[:8])}")  # fmt: skip

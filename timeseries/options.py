@@ -55,10 +55,10 @@ class Sizes:
     blocks: Annotated[int, Range(1, 64)] | None = None
     """Blocks, each of attention over time and attention over features: 4."""
     heads: Annotated[int, Range(1, 256)] | None = None
-    """Attention heads, which divide the width: 4 (ours) or 8 (csdi)."""
-    inducing: Annotated[int, Range(0, 4096)] | None = None
-    """Points through which features attend, so that cost grows linearly in their number; 0 for none, None for none up
-    to 100 features. Not of csdi."""
+    """Attention heads, which divide the width: 2 (ours) or 8 (csdi)."""
+    inducing: Annotated[int, Range(1, 4096)] | None = None
+    """Points through which features attend, so that cost grows linearly in their number; None for none up to 100
+    features, 32 above. Not of csdi."""
     dropout: Annotated[float, Range(0, 0.99)] | None = None
     """Probability of dropping a number in training: 0 (ours), 0.1 (csdi)."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
@@ -131,13 +131,8 @@ def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, option
     some = data.batch(spaced(len(data), BANK))
     per = typical(strategy, some["seen"], some.get("present"), seed=options.training.seed)
     weight = WEIGHTS[options.weighting or WEIGHTING[options.network]]
-    rescale = off_level if config.level == "window" else None
-    return Imputation(model.denoiser, kernel_of(config, model), strategy, per, weight=weight, rescale=rescale)
-
-
-def off_level(values: Tensor, known: Tensor) -> Tensor:
-    """Values less the mean of each window's given cells; see `scaling`."""
-    return values - window_level(values, known)
+    level = window_level if config.level == "window" else None
+    return Imputation(model.denoiser, kernel_of(config, model), strategy, per, weight=weight, level=level)
 
 
 def targets_of(data: Windows, options: Train) -> Strategy:
