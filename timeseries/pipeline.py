@@ -1,0 +1,366 @@
+"""Gaps filled and futures drawn by a diffusion model: what users import.
+
+    from polydiff.timeseries.pipeline import ImputationPipeline
+
+    pipeline = ImputationPipeline().fit(X)                 # X: (N, L, K) array or DataFrame, NaN = missing
+    pipeline.impute(X)                                     # X with its gaps filled, observed cells bit for bit
+    pipeline.samples(X, count=100)                         # (100, N, L, K): sample paths
+    pipeline.quantile(X, (0.05, 0.5, 0.95))                # (3, N, L, K)
+    pipeline.forecast(X, horizon=24)                       # the 24 rows that follow
+    pipeline.save_pretrained("runs/mine"); ImputationPipeline.from_pretrained("runs/mine")
+
+X is an array (N, L, K) or (L, K), a DataFrame, or a list of series (L, K) of any lengths. Series longer than the model's
+window are filled in two passes, see `stitching`. Sample s of series n depends on the seed, n and s alone; what else is
+in the call, and how it is split into batches, shows in the last digits at most.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ArgumentError, PolydiffError
+from ..core.gaussian import Gaussian
+from ..core.options import TrainingOptions
+from ..core.pipeline import Card, Pipeline
+from .drawing import DEFAULT_SAMPLER, Drawing, How, check_counts, snapped
+from .filling import Plan, fill
+from .fitting import fitted
+from .model import SeriesConfig, SeriesModel, kernel_of
+from .scaling import Level
+from .series import Series
+from .stitching import Paths, Stretch, ahead, interleaved, run
+from .tables import Taken, taken
+from .targets import Strategy
+
+__all__ = ["DEFAULT_COUNT", "ImputationPipeline", "NotFitted"]
+
+DEFAULT_COUNT = 100
+"""Samples."""
+
+HELD = 1 << 25
+"""Numbers of samples in memory at once, 256 MB, where only their quantiles are kept."""
+
+PointName = Literal["median", "mean"]
+POINTS: dict[PointName, Callable[[np.ndarray], np.ndarray]] = {
+    "median": partial(np.quantile, q=0.5, axis=0),
+    "mean": partial(np.mean, axis=0),
+}
+
+
+class NotFitted(PolydiffError, ValueError, AttributeError):
+    """A pipeline without a model was asked for what only a model can do."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: no model yet; call fit(X) first, or load one by from_pretrained(name)")
+
+
+@final
+class ImputationPipeline(Pipeline[SeriesConfig]):
+    """A diffusion model of time series.
+
+    Args:
+        config: sizes and names; None for a pipeline that is to be fitted.
+        model: the `SeriesModel` that `build(config)` makes, trained; None with `config`.
+
+    Attributes:
+        kernel: the forward process, to be bound to the cells of windows.
+        validation: of `fit`: figures on cells that training has not seen, by name; empty otherwise.
+    """
+
+    config_class = SeriesConfig
+    model: SeriesModel
+
+    def __init__(self, config: SeriesConfig | None = None, model: nn.Module | None = None):
+        if (config is None) != (model is None):
+            raise ArgumentError("config, model", (config, model), "both, or neither for a pipeline to be fitted")
+        super().__init__(config, model)  # pyright: ignore[reportArgumentType]: what needs them asks `ready` first
+        self.validation: dict[str, float] = {}
+        self._kernel = None if config is None else kernel_of(config, self.model)
+
+    @classmethod
+    def build(cls, config: SeriesConfig) -> SeriesModel:
+        return SeriesModel(config)
+
+    # --- state
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a model."""
+        return self._kernel is not None
+
+    @property
+    def kernel(self) -> Gaussian:
+        """The forward process."""
+        if self._kernel is None:
+            raise NotFitted("kernel")
+        return self._kernel
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        self.ready("device")
+        return self.model.centre.device
+
+    def ready(self, what: str) -> None:
+        """A NotFitted error unless there is a model."""
+        if not self.is_fitted:
+            raise NotFitted(what)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.kernel.to(device)
+        return super().to(device)
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, card: Card | None = None, dtype: torch.dtype | None = None
+    ) -> Path:
+        self.ready("save_pretrained")
+        return super().save_pretrained(folder, card=card, dtype=dtype)
+
+    # --- what users call
+
+    def fit(
+        self,
+        X: Any,
+        *,
+        window: int | None = None,
+        level: Level | None = None,
+        covariates: Sequence[str] = (),
+        strategy: Strategy | None = None,
+        options: TrainingOptions | None = None,
+        network: Any = None,
+        folder: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Train a model on X, in about a minute on two cores by default; see `fitting.fitted`.
+
+        Args:
+            X: see the module; NaN = missing.
+            window: rows that the model sees at once; None for what suits the data.
+            level: "window" for series that drift; None for what suits the data.
+            covariates: features whose future will be known; by name, or by number as text for arrays.
+            strategy: which observed cells training hides; None for a mixture of gaps and futures.
+            options: of the training loop; None for what suits the data.
+            network: `SeriesNetConfig` or `CSDIConfig`; None for what suits the data.
+            folder: of the run, to be looked at or resumed; a temporary one by default.
+            seed: of everything random.
+        """
+        series = taken(X).series
+        found = fitted(
+            series, window=window, level=level, covariates=tuple(covariates), strategy=strategy, options=options,
+            network=network, folder=folder, seed=seed,
+        )  # fmt: skip
+        super().__init__(found.config, found.model)
+        self._kernel = kernel_of(found.config, found.model)
+        self.validation = found.validate(self) if found.held is not None else {}
+        return self
+
+    def impute(
+        self, X: Any, *, count: int = DEFAULT_COUNT, point: PointName = "median", **how: Unpack[How]
+    ) -> Any:
+        """X with its missing cells filled by the median (or mean) of samples; observed cells bit for bit as they came.
+
+        Args:
+            X: see the module.
+            count: of samples.
+            point: which summary of them.
+            how: see `drawing.Drawing`.
+        """
+        if point not in POINTS:
+            raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
+        table = self._taken("impute", X)
+        found = self._summaries(table.series, self._inside(table.series), count, Drawing(**how), POINTS[point])
+        return table.gathered([back(values) for back, values in zip(table.filled, found, strict=True)])
+
+    def quantile(
+        self, X: Any, q: float | Sequence[float] = (0.05, 0.5, 0.95), *, count: int = DEFAULT_COUNT, **how: Unpack[How]
+    ) -> Any:
+        """Quantiles of the missing cells, by linear interpolation between samples; observed cells as they came.
+
+        Args:
+            X: see the module.
+            q: in [0, 1].
+            count, how: as in `impute`.
+
+        Returns:
+            for a number q what `impute` returns; for several, arrays (Q, ...) of arrays, else a list with one for each.
+        """
+        levels = check_levels("q", q)
+        table = self._taken("quantile", X)
+        found = self._summaries(
+            table.series, self._inside(table.series), count, Drawing(**how), partial(np.quantile, q=levels, axis=0)
+        )
+        each = [
+            table.gathered([back(values[i]) for back, values in zip(table.filled, found, strict=True)])
+            for i in range(len(levels))
+        ]
+        return stacked(each, table, q)
+
+    def samples(self, X: Any, count: int = DEFAULT_COUNT, **how: Unpack[How]) -> Any:
+        """Sample paths: (S, N, L, K) of an array (N, L, K), (S, L, K) of one series, a list of those of a list.
+
+        Float64; observed cells are the same in all. Arguments as in `impute`.
+        """
+        table = self._taken("samples", X)
+        return self._paths(table, self._inside(table.series), count, Drawing(**how))
+
+    def forecast(
+        self,
+        X: Any,
+        horizon: int,
+        *,
+        covariates: Any = None,
+        quantiles: float | Sequence[float] | None = None,
+        count: int = DEFAULT_COUNT,
+        point: PointName = "median",
+        **how: Unpack[How],
+    ) -> Any:
+        """The `horizon` rows that follow X: the median (or mean) of sample paths, or their quantiles.
+
+        Only the last window of X is looked at. Beyond half a window, paths are continued block by block.
+
+        Args:
+            X: see the module.
+            horizon: rows, >= 1.
+            covariates: of a model with covariates their future, (horizon, C) in a DataFrame with these columns, or an
+                array in the order of `config.covariates`; (N, horizon, C) or a list for several series.
+            quantiles: as `q` of `quantile`, in place of the median.
+            count, point, how: as in `impute`.
+
+        Returns:
+            rows in the form of X, their index continued; with `quantiles` as `quantile`.
+        """
+        if point not in POINTS:
+            raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
+        table = self._taken("forecast", X)
+        longer, passes = self._ahead(table, horizon, covariates)
+        levels = None if quantiles is None else check_levels("quantiles", quantiles)
+        summary = POINTS[point] if levels is None else partial(np.quantile, q=levels, axis=0)
+        found = self._summaries(longer, passes, count, Drawing(**how), summary, last=horizon)
+        if levels is None:
+            return table.gathered([back(values) for back, values in zip(table.future, found, strict=True)])
+        each = [
+            table.gathered([back(values[i]) for back, values in zip(table.future, found, strict=True)])
+            for i in range(len(levels))
+        ]
+        return stacked(each, table, quantiles)
+
+    def futures(
+        self, X: Any, horizon: int, count: int = DEFAULT_COUNT, *, covariates: Any = None, **how: Unpack[How]
+    ) -> Any:
+        """Sample paths of the `horizon` rows that follow X: (S, N, horizon, K), or as `samples`; float64."""
+        table = self._taken("futures", X)
+        longer, passes = self._ahead(table, horizon, covariates)
+        found = self._paths(Taken(longer, table.gathered, array=table.array), passes, count, Drawing(**how))
+        return [one[:, -horizon:] for one in found] if isinstance(found, list) else found[..., -horizon:, :]
+
+    # --- what these are made of
+
+    def plan(self, drawing: Drawing) -> Plan:
+        """The sampler and its grid of times."""
+        self.ready("plan")
+        sampler, times = drawing.sampler, None
+        if sampler is None and drawing.fill is None and drawing.steps in self.solvers:
+            sampler = self.solvers[drawing.steps]
+        else:
+            times = drawing.grid(drawing.steps, self.kernel.schedule)
+            if self.config.indices is not None:
+                times = snapped(times, self.config.indices)
+        return Plan(self.model, self.kernel, DEFAULT_SAMPLER if sampler is None else sampler, times, drawing)
+
+    def drawn(
+        self, series: Sequence[Series], passes: Sequence[list[list[Stretch]]], count: int, drawing: Drawing
+    ) -> Iterator[Tensor]:
+        """Samples (S, T, K) of each series in turn, float64 in the units of the data."""
+        check_counts(count=count)
+        plan, samples = self.plan(drawing), range(drawing.first, drawing.first + count)
+        begin, held = 0, 0
+        for end, one in enumerate(series, 1):
+            held += count * one.values.size
+            if held < HELD and end < len(series):
+                continue
+            jobs = [
+                Paths(torch.from_numpy(series[i].values), torch.from_numpy(series[i].stamps), i, passes[i])
+                for i in range(begin, end)
+            ]
+            yield from run(partial(fill, plan), jobs, samples)
+            begin, held = end, 0
+
+    def _taken(self, what: str, X: Any) -> Taken:
+        self.ready(what)
+        return taken(X, self.config.features, self.config.step)
+
+    def _inside(self, series: Sequence[Series]) -> list[list[list[Stretch]]]:
+        return [interleaved(len(one), self.config.window) for one in series]
+
+    def _summaries(
+        self,
+        series: Sequence[Series],
+        passes: Sequence[list[list[Stretch]]],
+        count: int,
+        drawing: Drawing,
+        summary: Callable[[np.ndarray], np.ndarray],
+        last: int = 0,
+    ) -> list[np.ndarray]:
+        """A summary of the samples (S, T, K) of each series, or of their last rows."""
+        return [summary(samples[:, -last:].numpy()) for samples in self.drawn(series, passes, count, drawing)]
+
+    def _paths(self, table: Taken, passes: Sequence[list[list[Stretch]]], count: int, drawing: Drawing) -> Any:
+        """Samples in the form of the table, the axis of samples in front."""
+        found = [samples.numpy() for samples in self.drawn(table.series, passes, count, drawing)]
+        if table.array and len(found) != 1:
+            return np.stack(found, 1)
+        return table.gathered(found) if not table.array else found[0]
+
+    def _ahead(
+        self, table: Taken, horizon: int, covariates: Any
+    ) -> tuple[list[Series], list[list[list[Stretch]]]]:
+        """The series with `horizon` rows more, in which only covariates are known, and the windows that fill those."""
+        check_counts(horizon=horizon)
+        names = self.config.covariates
+        known: list[np.ndarray] | None = None
+        if names:
+            if covariates is None:
+                raise ArgumentError("covariates", None, f"the next {horizon} rows of {', '.join(names)}")
+            known = [one.values for one in taken(covariates, names, self.config.step, "covariates").series]
+            if len(known) != len(table.series) or any(len(one) != horizon for one in known):
+                got = [one.shape for one in known[:4]]
+                raise ArgumentError("covariates", got, f"{horizon} rows for each of {len(table.series)} series")
+        elif covariates is not None:
+            raise ArgumentError("covariates", covariates, "None: this model was trained without covariates")
+        columns = [self.config.features.index(name) for name in names]
+        longer: list[Series] = []
+        for i, one in enumerate(table.series):
+            rows = np.full((horizon, one.values.shape[1]), np.nan)
+            if known is not None:
+                rows[:, columns] = known[i]
+            stamps = one.stamps[-1] + np.arange(1, horizon + 1)
+            longer.append(
+                Series(
+                    np.concatenate([one.values, rows]), np.concatenate([one.stamps, stamps]), one.names, one.step,
+                    one.label,
+                )  # fmt: skip
+            )
+        return longer, [ahead(len(one), horizon, self.config.window) for one in table.series]
+
+
+def check_levels(name: str, q: float | Sequence[float]) -> np.ndarray:
+    """Quantiles as an array (Q,), or an ArgumentError unless all lie in [0, 1]."""
+    levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
+    if levels.ndim != 1 or not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
+        raise ArgumentError(name, q, "numbers in [0, 1]")
+    return levels
+
+
+def stacked(each: list[Any], table: Taken, q: Any) -> Any:
+    """One result for each quantile, in the form that `quantile` returns."""
+    if np.ndim(q) == 0:
+        return each[0]
+    return np.stack(each) if table.array else each
