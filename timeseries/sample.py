@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.commands import run
-from ..core.errors import DataError
+from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.pipeline import Card
 from . import plotting
@@ -42,6 +42,7 @@ from .pipeline import ImputationPipeline
 from .series import Series
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
+from .tables import taken
 
 __all__ = ["Stretch", "main", "model_for", "stretches", "summaries"]
 
@@ -75,12 +76,12 @@ def main(options: Sample) -> None:
         + (f", {options.horizon} rows to add" if options.horizon else ""),
         flush=True,
     )
-    pipeline = model_for(series, index, options)
+    pipeline = model_for(reading, options)
     print(f"{options.samples} sample paths by {used(pipeline, options)}", flush=True)
-    series, places = matched(series, pipeline, options.model)
+    table = taken(reading, pipeline.config.features, pipeline.config.step, str(options.input))
+    check_future(pipeline, options)
     levels = sorted({0.05, 0.25, 0.5, 0.75, 0.95, *options.quantiles}) if options.plot else sorted(options.quantiles)
-    found = summaries(pipeline, series, options, levels)[:, :, np.argsort(places)]
-    # In the order of the table from here on.
+    found = table.theirs(summaries(pipeline, table.series[0], options, levels))  # the table's columns from here on
     length, point, bands = len(series), found[0], dict(zip(levels, found[1:], strict=True))
     extra = {f"{level:g}": [bands[level][:length]] for level in options.quantiles}
     content = reading.written([point[:length]], extra)
@@ -112,11 +113,11 @@ def reading_of(options: Sample) -> Reading:
         ) from error
 
 
-def model_for(series: Series, index: pd.Index | None, options: Sample) -> ImputationPipeline:
+def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
     """The model that the options name, or one that is fitted to the table now, and perhaps kept."""
     if options.model is not None:
         return load_model(options.model)
-    fitting = options.fitting
+    fitting, (series,) = options.fitting, reading.series
     if len(series) < 2 or not np.isfinite(series.values).any():
         raise DataError(f"{options.input}: {len(series)} rows, too little to fit a model to; name one by --model")
     print("fitting a model to the table, which takes about a minute; --keep FOLDER keeps it", flush=True)
@@ -126,8 +127,7 @@ def model_for(series: Series, index: pd.Index | None, options: Sample) -> Imputa
     settings = replace(options_for(windows, network_for(windows), options.seed), progress=options.progress)
     if fitting.fit_steps is not None:
         settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
-    table = pd.DataFrame(series.values, columns=list(series.names), index=index)
-    pipeline = ImputationPipeline().fit(table, window=window, level=level, options=settings, seed=options.seed)
+    pipeline = ImputationPipeline().fit(reading, window=window, level=level, options=settings, seed=options.seed)
     pipeline.to(device())
     for name, value in pipeline.validation.items():
         print(f"{name}: {value:.4g}")
@@ -146,28 +146,14 @@ def model_for(series: Series, index: pd.Index | None, options: Sample) -> Imputa
     return pipeline
 
 
-def matched(series: Series, pipeline: ImputationPipeline, model: str | None) -> tuple[Series, list[int]]:
-    """The series with the model's columns in the model's order and in its steps, and where each came from.
-
-    Raises:
-        DataError: other columns than the model's.
-    """
-    config = pipeline.config
-    places = list(range(len(series.names)))
-    if config.names:
-        lacking = [name for name in config.features if name not in series.names]
-        more = [name for name in series.names if name not in config.features]
-        if lacking or more:
-            said = [f"column {lacking[0]!r} is not there"] if lacking else []
-            said += [f"column {more[0]!r} is unknown to it (--carry keeps a column as it is)"] if more else []
-            raise DataError(f"{series.label}: {' and '.join(said)}; {model} knows {', '.join(config.features)}")
-        places = [series.names.index(name) for name in config.features]
-    elif len(series.names) != len(config.features):
-        raise DataError(f"{series.label}: {len(series.names)} columns; {model} knows {len(config.features)}")
-    stamps = series.stamps
-    if config.step and series.step and abs(series.step / config.step - 1) > 0.05:
-        stamps = stamps * (series.step / config.step)
-    return Series(series.values[:, places], stamps, config.features, config.step, series.label), places
+def check_future(pipeline: ImputationPipeline, options: Sample) -> None:
+    """An ArgumentError where the future of covariates is not told."""
+    if options.horizon and (names := pipeline.config.covariates):
+        raise ArgumentError(
+            "--horizon",
+            options.horizon,
+            f"0, and rows in the input where {', '.join(names)} are filled in: the model is to be told their future",
+        )
 
 
 def stretches(length: int, most: int, window: int) -> list[Stretch]:

@@ -212,7 +212,6 @@ def series_config(data: Windows, options: Train) -> SeriesConfig:
         level=data.level,
         step=data.step,
         covariates=options.covariates,
-        names=True,
         **own,  # pyright: ignore[reportArgumentType]: names, out of options that hold no others
     )
 
