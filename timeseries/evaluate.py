@@ -44,7 +44,7 @@ def main(options: Evaluate) -> None:
     """Draw, measure, print and write."""
     pipeline = load_model(options.model)
     data, name = windows_of(pipeline, options)
-    print(f"{options.model} on {name}, the {options.split} part: {len(data.values)} windows", flush=True)
+    print(f"{options.model} on {name}: {len(data.values)} windows", flush=True)
     make_folder(options.out)
     save(options.out / CONFIG_NAME, "evaluate", "timeseries", options)
     results, systems, found = evaluate(pipeline, data, name, options)

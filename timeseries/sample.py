@@ -124,7 +124,7 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
     window = window_for([series]) if fitting.window is None else fitting.window
     level = level_for([series], window) if fitting.level is None else fitting.level
     windows = Windows([series], window, level=level, name=str(options.input))
-    settings = replace(options_for(windows, network_for(windows), options.seed), progress=options.progress)
+    settings = replace(options_for(windows, network_for([series]), options.seed), progress=options.progress)
     if fitting.fit_steps is not None:
         settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
     pipeline = ImputationPipeline().fit(reading, window=window, level=level, options=settings, seed=options.seed)

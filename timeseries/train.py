@@ -52,7 +52,7 @@ def main(options: Train) -> None:
     def announce(size: int) -> None:
         print(
             f"{data.name}: {len(data)} windows of {data.window} steps and {len(data.features)} features to train on; "
-            f"network of {size / 1e6:.2f} million parameters ({options.network}), targets: {options.targets}; "
+            f"network of {size:,} parameters ({options.network}), targets: {options.targets}; "
             f"{machine()}",
             flush=True,
         )
