@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import per_state
+from .layers import attention, per_state
 
 __all__ = ["Encoder", "Layer", "kaiming", "step_table", "time_table"]
 
@@ -100,7 +100,7 @@ class Encoder(nn.Module):
             F.linear(x, w, b).view(rows, length, many * self.heads, -1).transpose(1, 2)
             for w, b in zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        y = attention(q, k, v, mask, dropout)
         y = self.out(y.transpose(1, 2).reshape(x.shape))
         x = self.norm_1(x + F.dropout(y, dropout))
         y = F.dropout(F.gelu(self.hidden(x)), dropout)

@@ -46,6 +46,7 @@ class Reference(nn.Module):
         rates = 10.0 ** (torch.arange(e // 2) / (e // 2 - 1) * 4.0)
         angles = torch.arange(50).unsqueeze(1) * rates
         self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)
+        self.table: Tensor
 
     def forward(self, x: Tensor, step: Tensor, observed: Tensor, known: Tensor, stamps: Tensor) -> Tensor:
         net: Any = self.diffmodel
