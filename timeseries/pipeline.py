@@ -9,15 +9,15 @@
     pipeline.forecast(X, horizon=24)                       # the 24 rows that follow
     pipeline.save_pretrained("runs/mine"); ImputationPipeline.from_pretrained("runs/mine")
 
-X is an array (N, L, K) or (L, K), a DataFrame, or a list of series (L, K) of any lengths. Series longer than the model's
-window are filled in two passes, see `stitching`. Sample s of series n depends on the seed, n and s alone; what else is
-in the call, and how it is split into batches, shows in the last digits at most.
+X is an array (N, L, K) or (L, K), a DataFrame, or a list of series (L, K) of any lengths. Series longer than the
+model's window are filled in two passes, see `stitching`. Sample s of series n depends on the seed, n and s alone; what
+else is in the call, and how it is split into batches, shows in the last digits at most.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, final
@@ -30,13 +30,16 @@ from ..core.errors import ArgumentError, PolydiffError
 from ..core.gaussian import Gaussian
 from ..core.options import TrainingOptions
 from ..core.pipeline import Card, Pipeline
+from .csdi import CSDIConfig
 from .drawing import DEFAULT_SAMPLER, Drawing, How, check_counts, snapped
 from .filling import Plan, fill
-from .fitting import fitted
+from .fitting import fitted, judged
+from .forecasting import prolonged
 from .model import SeriesConfig, SeriesModel, kernel_of
+from .network import SeriesNetConfig
 from .scaling import Level
 from .series import Series
-from .stitching import Paths, Stretch, ahead, interleaved, run
+from .stitching import Paths, Stretch, interleaved, run
 from .tables import Taken, taken
 from .targets import Strategy
 
@@ -49,7 +52,8 @@ HELD = 1 << 25
 """Numbers of samples in memory at once, 256 MB, where only their quantiles are kept."""
 
 PointName = Literal["median", "mean"]
-POINTS: dict[PointName, Callable[[np.ndarray], np.ndarray]] = {
+Summary = Callable[[np.ndarray], np.ndarray]
+POINTS: Mapping[PointName, Summary] = {
     "median": partial(np.quantile, q=0.5, axis=0),
     "mean": partial(np.mean, axis=0),
 }
@@ -135,7 +139,8 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         covariates: Sequence[str] = (),
         strategy: Strategy | None = None,
         options: TrainingOptions | None = None,
-        network: Any = None,
+        network: SeriesNetConfig | CSDIConfig | None = None,
+        held_out_share: float = 0.05,
         folder: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> Self:
@@ -148,36 +153,34 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             covariates: features whose future will be known; by name, or by number as text for arrays.
             strategy: which observed cells training hides; None for a mixture of gaps and futures.
             options: of the training loop; None for what suits the data.
-            network: `SeriesNetConfig` or `CSDIConfig`; None for what suits the data.
+            network: sizes; None for what suits the data.
+            held_out_share: of the observed cells, by which the model is judged, see `validation`; 0 for none.
             folder: of the run, to be looked at or resumed; a temporary one by default.
             seed: of everything random.
         """
-        series = taken(X).series
         found = fitted(
-            series, window=window, level=level, covariates=tuple(covariates), strategy=strategy, options=options,
-            network=network, folder=folder, seed=seed,
+            taken(X).series, window=window, level=level, covariates=tuple(covariates), strategy=strategy,
+            options=options, network=network, held_out_share=held_out_share, folder=folder, seed=seed,
         )  # fmt: skip
-        super().__init__(found.config, found.model)
-        self._kernel = kernel_of(found.config, found.model)
-        self.validation = found.validate(self) if found.held is not None else {}
+        self.__init__(found.config, found.model)
+
+        def draw(series: Sequence[Series]) -> Iterator[Tensor]:
+            return self.drawn(series, self._inside(series), DEFAULT_COUNT, Drawing(seed=seed))
+
+        self.validation = judged(draw, found.shown, found.held)
         return self
 
-    def impute(
-        self, X: Any, *, count: int = DEFAULT_COUNT, point: PointName = "median", **how: Unpack[How]
-    ) -> Any:
+    def impute(self, X: Any, *, count: int = DEFAULT_COUNT, point: PointName = "median", **how: Unpack[How]) -> Any:
         """X with its missing cells filled by the median (or mean) of samples; observed cells bit for bit as they came.
 
         Args:
-            X: see the module.
+            X: see the module; or a file as `frames.read_file` read it, of which the bytes come back.
             count: of samples.
             point: which summary of them.
             how: see `drawing.Drawing`.
         """
-        if point not in POINTS:
-            raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
-        table = self._taken("impute", X)
-        found = self._summaries(table.series, self._inside(table.series), count, Drawing(**how), POINTS[point])
-        return table.gathered([back(values) for back, values in zip(table.filled, found, strict=True)])
+        summary, table = summary_of(point), self._taken("impute", X)
+        return table.filled(self._summaries(table.series, self._inside(table.series), count, Drawing(**how), summary))
 
     def quantile(
         self, X: Any, q: float | Sequence[float] = (0.05, 0.5, 0.95), *, count: int = DEFAULT_COUNT, **how: Unpack[How]
@@ -192,16 +195,9 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         Returns:
             for a number q what `impute` returns; for several, arrays (Q, ...) of arrays, else a list with one for each.
         """
-        levels = check_levels("q", q)
-        table = self._taken("quantile", X)
-        found = self._summaries(
-            table.series, self._inside(table.series), count, Drawing(**how), partial(np.quantile, q=levels, axis=0)
-        )
-        each = [
-            table.gathered([back(values[i]) for back, values in zip(table.filled, found, strict=True)])
-            for i in range(len(levels))
-        ]
-        return stacked(each, table, q)
+        summary, table = quantiles_of("q", q), self._taken("quantile", X)
+        found = self._summaries(table.series, self._inside(table.series), count, Drawing(**how), summary)
+        return each_of(table.filled, found, table, q)
 
     def samples(self, X: Any, count: int = DEFAULT_COUNT, **how: Unpack[How]) -> Any:
         """Sample paths: (S, N, L, K) of an array (N, L, K), (S, L, K) of one series, a list of those of a list.
@@ -209,7 +205,8 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         Float64; observed cells are the same in all. Arguments as in `impute`.
         """
         table = self._taken("samples", X)
-        return self._paths(table, self._inside(table.series), count, Drawing(**how))
+        found = self.drawn(table.series, self._inside(table.series), count, Drawing(**how))
+        return table.paths([samples.numpy() for samples in found])
 
     def forecast(
         self,
@@ -237,29 +234,20 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         Returns:
             rows in the form of X, their index continued; with `quantiles` as `quantile`.
         """
-        if point not in POINTS:
-            raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
+        summary = summary_of(point) if quantiles is None else quantiles_of("quantiles", quantiles)
         table = self._taken("forecast", X)
-        longer, passes = self._ahead(table, horizon, covariates)
-        levels = None if quantiles is None else check_levels("quantiles", quantiles)
-        summary = POINTS[point] if levels is None else partial(np.quantile, q=levels, axis=0)
+        longer, passes = prolonged(table.series, self.config, horizon, covariates)
         found = self._summaries(longer, passes, count, Drawing(**how), summary, last=horizon)
-        if levels is None:
-            return table.gathered([back(values) for back, values in zip(table.future, found, strict=True)])
-        each = [
-            table.gathered([back(values[i]) for back, values in zip(table.future, found, strict=True)])
-            for i in range(len(levels))
-        ]
-        return stacked(each, table, quantiles)
+        return table.future(found) if quantiles is None else each_of(table.future, found, table, quantiles)
 
     def futures(
         self, X: Any, horizon: int, count: int = DEFAULT_COUNT, *, covariates: Any = None, **how: Unpack[How]
     ) -> Any:
         """Sample paths of the `horizon` rows that follow X: (S, N, horizon, K), or as `samples`; float64."""
         table = self._taken("futures", X)
-        longer, passes = self._ahead(table, horizon, covariates)
-        found = self._paths(Taken(longer, table.gathered, array=table.array), passes, count, Drawing(**how))
-        return [one[:, -horizon:] for one in found] if isinstance(found, list) else found[..., -horizon:, :]
+        longer, passes = prolonged(table.series, self.config, horizon, covariates)
+        found = self.drawn(longer, passes, count, Drawing(**how))
+        return table.paths([samples[:, -horizon:].numpy() for samples in found])
 
     # --- what these are made of
 
@@ -306,61 +294,29 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         passes: Sequence[list[list[Stretch]]],
         count: int,
         drawing: Drawing,
-        summary: Callable[[np.ndarray], np.ndarray],
+        summary: Summary,
         last: int = 0,
     ) -> list[np.ndarray]:
         """A summary of the samples (S, T, K) of each series, or of their last rows."""
         return [summary(samples[:, -last:].numpy()) for samples in self.drawn(series, passes, count, drawing)]
 
-    def _paths(self, table: Taken, passes: Sequence[list[list[Stretch]]], count: int, drawing: Drawing) -> Any:
-        """Samples in the form of the table, the axis of samples in front."""
-        found = [samples.numpy() for samples in self.drawn(table.series, passes, count, drawing)]
-        if table.array and len(found) != 1:
-            return np.stack(found, 1)
-        return table.gathered(found) if not table.array else found[0]
 
-    def _ahead(
-        self, table: Taken, horizon: int, covariates: Any
-    ) -> tuple[list[Series], list[list[list[Stretch]]]]:
-        """The series with `horizon` rows more, in which only covariates are known, and the windows that fill those."""
-        check_counts(horizon=horizon)
-        names = self.config.covariates
-        known: list[np.ndarray] | None = None
-        if names:
-            if covariates is None:
-                raise ArgumentError("covariates", None, f"the next {horizon} rows of {', '.join(names)}")
-            known = [one.values for one in taken(covariates, names, self.config.step, "covariates").series]
-            if len(known) != len(table.series) or any(len(one) != horizon for one in known):
-                got = [one.shape for one in known[:4]]
-                raise ArgumentError("covariates", got, f"{horizon} rows for each of {len(table.series)} series")
-        elif covariates is not None:
-            raise ArgumentError("covariates", covariates, "None: this model was trained without covariates")
-        columns = [self.config.features.index(name) for name in names]
-        longer: list[Series] = []
-        for i, one in enumerate(table.series):
-            rows = np.full((horizon, one.values.shape[1]), np.nan)
-            if known is not None:
-                rows[:, columns] = known[i]
-            stamps = one.stamps[-1] + np.arange(1, horizon + 1)
-            longer.append(
-                Series(
-                    np.concatenate([one.values, rows]), np.concatenate([one.stamps, stamps]), one.names, one.step,
-                    one.label,
-                )  # fmt: skip
-            )
-        return longer, [ahead(len(one), horizon, self.config.window) for one in table.series]
+def summary_of(point: PointName) -> Summary:
+    """The function of samples (S, L, K) that a name stands for."""
+    if point not in POINTS:
+        raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
+    return POINTS[point]
 
 
-def check_levels(name: str, q: float | Sequence[float]) -> np.ndarray:
-    """Quantiles as an array (Q,), or an ArgumentError unless all lie in [0, 1]."""
+def quantiles_of(name: str, q: float | Sequence[float]) -> Summary:
+    """Samples (S, L, K) -> quantiles (Q, L, K); an ArgumentError unless all q lie in [0, 1]."""
     levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
     if levels.ndim != 1 or not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
         raise ArgumentError(name, q, "numbers in [0, 1]")
-    return levels
+    return partial(np.quantile, q=levels, axis=0)
 
 
-def stacked(each: list[Any], table: Taken, q: Any) -> Any:
-    """One result for each quantile, in the form that `quantile` returns."""
-    if np.ndim(q) == 0:
-        return each[0]
-    return np.stack(each) if table.array else each
+def each_of(form: Callable[[Sequence[np.ndarray]], Any], found: Sequence[np.ndarray], table: Taken, q: Any) -> Any:
+    """Quantiles (Q, L, K) of each series in their form: one for a number q, else all of them."""
+    each = [form([values[i] for values in found]) for i in range(len(found[0]))]
+    return each[0] if np.ndim(q) == 0 else table.stacked(each)
