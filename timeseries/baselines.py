@@ -153,8 +153,8 @@ def _checked(values: ArrayLike, stamps: ArrayLike | None, fallback: ArrayLike) -
     spare = np.asarray(fallback, dtype=np.float64)
     if spare.shape not in ((), cells.shape[2:]) or not np.isfinite(spare).all():
         raise ArgumentError("fallback", spare, f"finite, one number or shape {cells.shape[2:]}")
-    used = ~np.isnan(cells).all(2)
-    until = np.where(used.any(1), cells.shape[1] - used[:, ::-1].argmax(1), 0)  # rows as far as anything is observed
+    used = np.isfinite(cells).any(axis=-1)
+    until = ((np.arange(cells.shape[1]) + 1) * used).max(axis=1)  # rows as far as anything is observed
     rising = (np.diff(times, axis=1) > 0) | (np.arange(1, cells.shape[1]) >= until[:, None])
     if not (np.isfinite(times).all() and rising.all()):
         raise ArgumentError("stamps", times, "finite stamps that rise along each window")

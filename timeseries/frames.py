@@ -16,7 +16,6 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ArgumentError, DataError, describe
+from .columns import column, floats, looks_numeric, refilled, roles, stamp_index
 from .csv_text import Grid, numbers, parse, print_grid
 from .series import Series
 from .stamps import NAMES, of_index, of_values
@@ -120,7 +120,7 @@ def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: s
     """A series from a CSV (`.csv`, `.tsv`; UTF-8; comma, semicolon, tab or bar; a heading) or parquet file.
 
     In CSV a first column without a name, as pandas writes its index, is the index: stamps, if of dates or numbers.
-    `Reading.written` gives the bytes of a file of the same kind; a CSV's differ from the original in missing cells only.
+    `Reading.written` gives the bytes of a file of the same kind; a CSV's differ from it in missing cells only.
 
     Raises:
         DataError: naming the file, and the column and row at fault. ArgumentError: `keep` or `time` is not there.
@@ -188,7 +188,7 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
         raise ArgumentError(label, "a masked array", "NaN where values are missing: X.filled(numpy.nan)")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{label}: got {describe(data)}, expected (L, K) or (N, L, K), all at least 1")
-    values = _floats(array, lambda place: f"{label}[{', '.join(map(str, place))}]")
+    values = floats(array, lambda place: f"{label}[{', '.join(map(str, place))}]")
     names = tuple(f"feature {k}" for k in range(array.shape[-1]))
     pieces = values if values.ndim == 3 else values[None]
     stamps = np.arange(pieces.shape[1], dtype=np.float64)
@@ -202,7 +202,7 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
         new = np.stack(filled).reshape(values.shape)
         write = missing & ~np.isnan(new)
         if isinstance(data, Tensor):
-            made = data.detach().clone()
+            made = torch.clone(data.detach())
             made[torch.from_numpy(write)] = torch.from_numpy(new[write]).to(made)
             return made
         made = np.array(data, copy=True)
@@ -218,12 +218,12 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: st
     guess = None if dated else next(
         (k for k, name in enumerate(columns) if pd.api.types.is_datetime64_any_dtype(table.dtypes.iloc[k])), None
     )  # fmt: skip
-    place, features = _roles(columns, keep, time, guess, label, named=not dated)
+    place, features = roles(columns, keep, time, guess, label, named=not dated)
     if not len(table):
         raise DataError(f"{label}: no rows")
-    index = table.index if place is None else _stamp_index(table.iloc[:, place], columns[place], label)
+    index = table.index if place is None else stamp_index(table.iloc[:, place], columns[place], label)
     stamps, step = of_index(index, label)
-    values = np.stack([_column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
+    values = np.stack([column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
     def back(filled: Sequence[np.ndarray], extra: Extra) -> pd.DataFrame:
@@ -231,7 +231,7 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: st
         for j, k in enumerate(features):
             write = np.isnan(values[:, j]) & ~np.isnan(new[:, j])
             if write.any():
-                made.isetitem(k, _filled(table.iloc[:, k], write, new[write, j]))
+                made.isetitem(k, refilled(table.iloc[:, k], write, new[write, j]))
         more = {f"{name}@{key}": one[:, j] for key, (one,) in extra.items() for j, name in enumerate(names)}
         return pd.concat([made, pd.DataFrame(more, index=made.index)], axis=1) if more else made
 
@@ -245,14 +245,14 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
     if first is None and time is None and not any(name.lower() in NAMES for name in columns):
         # A first column that is no number but a date throughout is the stamps, whatever its name.
         head = pd.Series(grid.column(0), dtype=object)
-        if columns[0] not in keep and len(columns) > 1 and not _looks_numeric(head):
+        if columns[0] not in keep and len(columns) > 1 and not looks_numeric(head):
             first = 0 if isinstance(of_values(head, label), pd.DatetimeIndex) else None
-    place, features = _roles(columns, keep, time, first, label, named=True)
+    place, features = roles(columns, keep, time, first, label, named=True)
     index: pd.Index = pd.RangeIndex(len(grid.rows))
     if place is not None:
         column = pd.Series([cell if cell.strip() else None for cell in grid.column(place)], dtype=object)
         unnamed = place == 0 and not columns[0]
-        found = of_values(column, label) if unnamed else _stamp_index(column, columns[place], label)
+        found = of_values(column, label) if unnamed else stamp_index(column, columns[place], label)
         index = index if found is None else found
     stamps, step = of_index(index, label)
     values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
@@ -269,78 +269,3 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
         return print_grid(grid, new, more)
 
     return Reading((Series(values, stamps, names, step, label),), (index,), back)
-
-
-def _roles(
-    columns: Sequence[str], keep: Sequence[str], time: str | None, guess: int | None, label: str, *, named: bool
-) -> tuple[int | None, list[int]]:
-    """Which column holds the stamps, and which the features."""
-    if doubled := [name for k, name in enumerate(columns) if name in columns[:k]]:
-        raise DataError(f"{label}: two columns are called {doubled[0]!r}")
-    for argument, wanted in [("time", [time] if time is not None else []), ("keep", list(keep))]:
-        if lost := [name for name in wanted if name not in columns]:
-            raise ArgumentError(argument, lost[0], f"a column of {label}: {', '.join(columns)}")
-    if time is not None:
-        place = columns.index(time)
-    else:
-        called = (k for k, name in enumerate(columns) if name.lower() in NAMES and name not in keep)
-        place = next(called, guess) if named else guess
-        place = None if place is not None and columns[place] in keep else place
-    features = [k for k, name in enumerate(columns) if k != place and name not in keep]
-    if not features:
-        raise DataError(f"{label}: no columns of values; it has {', '.join(map(repr, columns)) or 'none'}")
-    return place, features
-
-
-def _stamp_index(column: pd.Series, name: str, label: str) -> pd.Index:
-    index = of_values(column, label)
-    if index is None:
-        raise DataError(f"{label}: column {name!r} is to hold the time stamps, and has {column.iloc[0]!r} in row 1")
-    return index
-
-
-def _looks_numeric(column: pd.Series) -> bool:
-    try:
-        pd.to_numeric(column)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-def _column(column: pd.Series, label: str) -> np.ndarray:
-    """A column of a table as float64 (L,), NaN = missing."""
-    if pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype):
-        array = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    else:
-        array = np.where(column.isna(), None, np.asarray(column.array, dtype=object))
-    return _floats(array, lambda place: f"{label}, row {place[0] + 1}")
-
-
-def _floats(array: np.ndarray, where: Callable[[tuple[int, ...]], str]) -> np.ndarray:
-    """Any array as float64, NaN = missing; what is no number, or infinite, is an error that says where."""
-    if array.dtype.kind in "fiub":
-        values = array.astype(np.float64)
-    else:
-        values = np.full(array.shape, np.nan)
-        for place in np.ndindex(array.shape):
-            cell = array[place]
-            if isinstance(cell, int | float | np.number | np.bool_ | Decimal) and not isinstance(
-                cell, np.complexfloating
-            ):
-                values[place] = float(cell)
-            elif cell is not None and cell is not pd.NA and cell is not pd.NaT:
-                raise DataError(f"{where(place)}: {describe(cell)} is no number; name columns to carry along in keep")
-    if (infinite := np.isinf(values)).any():
-        place = tuple(int(k) for k in np.argwhere(infinite)[0])
-        raise DataError(f"{where(place)}: {values[place]}; values must be finite, or missing")
-    return values
-
-
-def _filled(column: pd.Series, write: np.ndarray, new: np.ndarray) -> Any:
-    """The array of a column with cells written, of the same dtype."""
-    made = column.array.copy()
-    if pd.api.types.is_bool_dtype(column.dtype):
-        made[write] = new >= 0.5
-    else:
-        made[write] = np.round(new).astype(np.int64) if pd.api.types.is_integer_dtype(column.dtype) else new
-    return made

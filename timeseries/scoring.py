@@ -19,18 +19,18 @@ alone.
 **What a perfect forecaster reaches.** If y and the samples are exchangeable, y falls below x_(k) with probability
 k / (S + 1), whatever the law. The interpolated quantile of level q therefore covers (1 + q (S - 1)) / (S + 1), a
 central interval of level c only c (S - 1) / (S + 1): 0.794 for 16 samples at 0.9. Both are exact where the position is
-a whole number, and for a density that is constant between neighbours elsewhere; `coverage_bounds` holds always.
-Measured coverage is to be compared with these, not with c.
+a whole number, elsewhere for a density that is constant between neighbours (bell shapes reach a little more);
+`coverage_bounds` holds always. Measured coverage is to be compared with these, not with c.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import ArgumentError
@@ -51,7 +51,8 @@ __all__ = [
     "quantiles",
 ]
 
-Values = Tensor | NDArray[np.floating] | NDArray[np.bool_]
+Values: TypeAlias = Tensor | ArrayLike
+"""A tensor on any device, or what numpy makes an array of."""
 
 QUANTILES = tuple(i / 20 for i in range(1, 20))
 """The 19 levels 0.05, 0.1, …, 0.95 of CSDI's figure."""

@@ -32,12 +32,12 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,16 +46,13 @@ from ..core.downloads import download
 from ..core.errors import DataError
 from .scaling import Level
 from .series import Series
-from .sources_files import blob_id, cached, fetch, find, fingerprint, members
+from .sources_beijing import POLLUTANTS, borders, stations
+from .sources_files import blob_id, cached, fetch, find, fingerprint
 from .sources_physionet import ATTRIBUTES, HOURS, Split, csdi_folds, csdi_held, stays
 
 __all__ = ["NAMES", "Source", "Split", "by_share"]
 
 HOUR, DAY = 3600.0, 86400.0
-
-BEIJING = "https://archive.ics.uci.edu/static/public/501/beijing+multi+site+air+quality+data.zip"
-POLLUTANTS = ("PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM")
-STATIONS, BEIJING_ROWS = 12, 35_064
 
 ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/1d16c8f/ETT-small/"
 ETT_FILES = {
@@ -107,11 +104,16 @@ def _regular(values: np.ndarray, names: tuple[str, ...], step: float, label: str
     return Series(values, np.arange(len(values), dtype=np.float64), names, step, label)
 
 
+def _table(module: Any) -> pd.DataFrame:
+    """The table of a data set of statsmodels."""
+    return module.load_pandas().data
+
+
 def co2(root: Path) -> Source:
     """Weekly averages with the gaps they have."""
     from statsmodels.datasets import co2 as data
 
-    table = data.load_pandas().data
+    table = _table(data)
     series = _regular(table[["co2"]].to_numpy(np.float64), ("co2",), 7 * DAY, "co2")
     return Source("co2", series.names, by_share(series), window=104, level="window", season=52)
 
@@ -119,7 +121,7 @@ def co2(root: Path) -> Source:
 def elnino(root: Path) -> Source:
     from statsmodels.datasets import elnino as data
 
-    table = data.load_pandas().data.drop(columns="YEAR")
+    table = _table(data).drop(columns="YEAR")
     series = _regular(table.to_numpy(np.float64).reshape(-1, 1), ("temperature",), 365.25 / 12 * DAY, "elnino")
     return Source("elnino", series.names, by_share(series), window=36, season=12)
 
@@ -127,7 +129,7 @@ def elnino(root: Path) -> Source:
 def sunspots(root: Path) -> Source:
     from statsmodels.datasets import sunspots as data
 
-    table = data.load_pandas().data
+    table = _table(data)
     values = table[["SUNACTIVITY"]].to_numpy(np.float64)
     series = _regular(values, ("sunspots",), 365.25 * DAY, "sunspots")
     return Source("sunspots", series.names, by_share(series), window=22, season=11)
@@ -136,7 +138,7 @@ def sunspots(root: Path) -> Source:
 def macrodata(root: Path) -> Source:
     from statsmodels.datasets import macrodata as data
 
-    table = data.load_pandas().data.drop(columns=["year", "quarter"])
+    table = _table(data).drop(columns=["year", "quarter"])
     series = _regular(table.to_numpy(np.float64), tuple(table.columns), 365.25 / 4 * DAY, "macrodata")
     return Source("macrodata", series.names, by_share(series), window=20, level="window", season=4)
 
@@ -171,57 +173,22 @@ def physionet2012(root: Path, *, paper: bool = False) -> Source:
 
 
 def beijing(root: Path, *, joint: bool = False) -> Source:
-    """Stations in the order of their names; the direction of the wind, which is no number, is left out.
+    """Stations in the order of their names.
 
     Args:
         root: data root.
         joint: one series of all stations, features named `station_value`; else one series each.
     """
-    folder = "beijing_air_quality"
-    names = (
-        "beijing+multi+site+air+quality+data.zip", "PRSA2017_Data_20130301-20170228.zip",
-        "PRSA_Data_20130301-20170228.zip", "PRSA_Data_20130301-20170228.tar.xz", "PRSA_Data_20130301-20170228",
-    )  # fmt: skip
-    path = find(root, folder, names)
-    if path is None:
-        path = fetch("beijing", BEIJING, root / folder / names[0], lambda part: _stations(part) and None)
-    have = cached(f"beijing-1-{fingerprint(path)[:16]}", lambda: _stations(path))
-    labels = sorted(have)
-    months = pd.date_range("2013-03-01", periods=BEIJING_ROWS, freq="h").to_period("M")
-    month = np.unique(months.asi8, return_inverse=True)[1]
-    first, second = int(np.searchsorted(month, 28)), int(np.searchsorted(month, 38))
-    borders: dict[Split, tuple[int, int]] = {
-        "train": (0, first), "valid": (first, second), "test": (second, BEIJING_ROWS)
-    }  # fmt: skip
+    have = stations(root)
     if joint:
-        columns = tuple(f"{label}_{name}" for label in labels for name in POLLUTANTS)
-        whole = [_regular(np.concatenate([have[label] for label in labels], 1), columns, HOUR, "beijing-joint")]
+        columns = tuple(f"{label}_{name}" for label in have for name in POLLUTANTS)
+        whole = [_regular(np.concatenate(list(have.values()), 1), columns, HOUR, "beijing-joint")]
     else:
-        whole = [_regular(have[label], POLLUTANTS, HOUR, label) for label in labels]
-    parts = {split: tuple(one.cut(*border) for one in whole) for split, border in borders.items()}
+        whole = [_regular(values, POLLUTANTS, HOUR, label) for label, values in have.items()]
+    parts: dict[Split, tuple[Series, ...]] = {
+        split: tuple(one.cut(*border) for one in whole) for split, border in borders().items()
+    }
     return Source("beijing-joint" if joint else "beijing", whole[0].names, parts, window=48, season=24)
-
-
-def _stations(path: Path) -> dict[str, np.ndarray]:
-    """Station -> (35,064, 11), NaN = missing, each hour in its place."""
-    found: dict[str, np.ndarray] = {}
-    hours = pd.date_range("2013-03-01", periods=BEIJING_ROWS, freq="h")
-    for name, data in members(path, ".csv"):
-        if not (match := re.fullmatch(r"PRSA_Data_(\w+)_20130301-20170228\.csv", name)):
-            continue
-        try:
-            # One cell is a blank where the others have NA.
-            table = pd.read_csv(io.BytesIO(data), na_values=[" "], float_precision="round_trip")
-            values = table[list(POLLUTANTS)].to_numpy(np.float64)
-            when = pd.to_datetime(table[["year", "month", "day", "hour"]])
-        except (ValueError, KeyError) as error:
-            raise DataError(f"{path}: {name} is not a table of a station of UCI 501 ({error})") from error
-        if len(values) != BEIJING_ROWS or (when.to_numpy() != hours.to_numpy()).any():
-            raise DataError(f"{path}: {name} has {len(values)} rows, expected every hour of four years, {BEIJING_ROWS}")
-        found[match[1]] = values
-    if len(found) != STATIONS:
-        raise DataError(f"{path}: {len(found)} stations, expected {STATIONS} files PRSA_Data_*_20130301-20170228.csv")
-    return found
 
 
 def ett(root: Path, *, name: str) -> Source:
@@ -235,7 +202,7 @@ def ett(root: Path, *, name: str) -> Source:
     if path is None:
         checksum, size = ETT_FILES[name]
         path = download(name.lower(), f"{ETT}{name}.csv", root / "ett" / f"{name}.csv", checksum, size=size)
-    table = pd.read_csv(io.BytesIO(_unpacked(path)), float_precision="round_trip")
+    table = pd.read_csv(io.BytesIO(_unpacked(path)))
     if list(table.columns[:1]) != ["date"] or table.shape != (ETT_ROWS, 8):
         raise DataError(f"{path}: {table.shape[0]} rows, columns {list(table.columns)}; {name} has {ETT_ROWS} and 8")
     columns = tuple(map(str, table.columns[1:]))
@@ -294,7 +261,7 @@ def lstnet(root: Path, *, name: str) -> Source:
 
     def parse() -> dict[str, np.ndarray]:
         try:
-            table = pd.read_csv(io.BytesIO(_unpacked(path)), header=None, float_precision="round_trip")
+            table = pd.read_csv(io.BytesIO(_unpacked(path)), header=None)
             values = table.to_numpy(np.float64)
         except ValueError as error:
             raise DataError(f"{path}: cannot be read as a table of numbers ({error})") from error

@@ -35,7 +35,7 @@ def find(root: Path, folder: str, names: Sequence[str]) -> Path | None:
     return next((place / name for place in places for name in names if (place / name).exists()), None)
 
 
-def fetch(name: str, url: str, path: Path, check: Callable[[Path], None]) -> Path:
+def fetch(name: str, url: str, path: Path, check: Callable[[Path], object]) -> Path:
     """Fetch a file of which no checksum or size is published: its content is checked instead.
 
     Args:

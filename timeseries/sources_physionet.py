@@ -122,7 +122,6 @@ def grid(files: Iterable[tuple[str, bytes]]) -> tuple[np.ndarray, int]:
             header=None,
             names=["time", "parameter", "value"],
             dtype={"time": "category", "parameter": "category", "value": "float64"},
-            float_precision="round_trip",
             skip_blank_lines=False,
         )
         times = table["time"].cat

@@ -8,6 +8,10 @@ row, since what they mean only the owner of the data knows.
 
 from __future__ import annotations
 
+import re
+import warnings
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -51,9 +55,9 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
         )
     if numbers:
         return _in_steps(index.to_numpy(np.float64))[0], 0.0
-    if isinstance(index, pd.DatetimeIndex) and len(index) > 2 and pd.infer_freq(index) is not None:
+    if isinstance(index, pd.DatetimeIndex) and _frequency(index) is not None:
         return np.arange(len(index), dtype=np.float64), _mean_step(index)
-    return _in_steps(np.asarray((index - index[0]).total_seconds(), dtype=np.float64))
+    return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
 
 
 def of_values(values: pd.Series, label: str) -> pd.Index | None:
@@ -67,9 +71,14 @@ def of_values(values: pd.Series, label: str) -> pd.Index | None:
         return pd.Index(pd.to_numeric(values)).astype("float64")
     except (ValueError, TypeError):
         pass
-    for options in ({"format": "ISO8601"}, {}, {"utc": True}):
+    # The parser of free forms takes the names of months and days, and single letters, for dates.
+    if any(isinstance(cell, str) and cell.strip() and not re.search(r"\d", cell) for cell in values):
+        return None
+    for form, utc in (("ISO8601", False), (None, False), (None, True)):
         try:
-            return pd.DatetimeIndex(pd.to_datetime(values, **options))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that the form cannot be guessed
+                return pd.DatetimeIndex(pd.to_datetime(values, format=form, utc=utc))
         except (ValueError, TypeError, OverflowError):
             continue
     return None
@@ -83,14 +92,14 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
     if isinstance(index, pd.PeriodIndex):
         return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
     if isinstance(index, pd.DatetimeIndex):
-        frequency = index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
+        frequency = index.freq or _frequency(index)
         if frequency is not None:
             return pd.date_range(index[-1], periods=horizon + 1, freq=frequency, name=index.name)[1:]
     if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
-        step = pd.Series(index).diff().median() if len(index) > 1 else pd.Timedelta(days=1)
+        step = pd.Series(index).diff().quantile(interpolation="lower") if len(index) > 1 else pd.Timedelta(days=1)
         return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
     if pd.api.types.is_integer_dtype(index.dtype) or pd.api.types.is_float_dtype(index.dtype):
-        step = np.median(np.diff(index.to_numpy())) if len(index) > 1 else 1
+        step = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
         ahead = index[-1] + step * np.arange(1, horizon + 1)
         whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
         return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
@@ -118,15 +127,27 @@ def _check_order(index: pd.Index, label: str) -> None:
     raise DataError(f"{label}: row {row + 1} ({index[row]}) is before row {row} ({index[row - 1]}); sort by time first")
 
 
+def _frequency(index: pd.DatetimeIndex) -> Any:
+    """That of a regular index of at least three dates, as pandas takes it; else None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will be of another type some day
+        return pd.infer_freq(index) if len(index) > 2 else None
+
+
+def _median(steps: np.ndarray) -> Any:
+    """The lower median, which is one of the steps."""
+    return np.sort(steps)[(len(steps) - 1) // 2]
+
+
 def _mean_step(index: pd.DatetimeIndex) -> float:
-    return (index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
+    return pd.Timedelta(index[-1] - index[0]).total_seconds() / (len(index) - 1) if len(index) > 1 else 0.0
 
 
 def _in_steps(position: np.ndarray) -> tuple[np.ndarray, float]:
     """Positions from the first in units of the median distance; whole numbers where they are up to rounding."""
     if len(position) < 2:
         return np.zeros(len(position)), 0.0
-    step = float(np.median(np.diff(position)))
+    step = float(_median(np.diff(position)))
     stamps = (position - position[0]) / step
     near = np.round(stamps)
     return np.where(np.abs(stamps - near) <= 1e-9 * np.maximum(near, 1), near, stamps), step

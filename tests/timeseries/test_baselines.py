@@ -89,7 +89,7 @@ def test_seasonal_by_plain_search(period: float) -> None:
     values, stamps, fallback = problem(3)
     stamps = np.round(stamps * 4) / 4 + np.arange(stamps.shape[1]) / 4
     filled, straight = seasonal(values, stamps, period=period, fallback=fallback), linear(values, stamps)
-    used = ~np.isnan(values).all(2)
+    used: np.ndarray = np.isfinite(values).any(axis=-1)
     for n, l, k in np.argwhere(np.isnan(values)):
         if np.isnan(values[n, :, k]).all():
             continue

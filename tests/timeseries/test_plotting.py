@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 from PIL import Image
 
 from polydiff.core.errors import ArgumentError
@@ -82,10 +83,11 @@ def test_calibration_shows_shares_beside_what_can_be_expected() -> None:
     for axes, rows, key in ((left, "quantiles", "share"), (middle, "intervals", "coverage")):
         for i, one in enumerate(found.values()):
             expected, measured = axes.lines[2 * i : 2 * i + 2]
-            assert list(expected.get_ydata()) == [row["expected"] for row in one[rows]]
-            assert list(measured.get_ydata()) == [row[key] for row in one[rows]]
-            assert list(measured.get_xdata()) == [row["level"] for row in one[rows]]
-    heights = [patch.get_data().values for patch in figure.axes[2].patches]
+            assert np.asarray(expected.get_ydata()).tolist() == [row["expected"] for row in one[rows]]
+            assert np.asarray(measured.get_ydata()).tolist() == [row[key] for row in one[rows]]
+            assert np.asarray(measured.get_xdata()).tolist() == [row["level"] for row in one[rows]]
+    steps = [patch for patch in figure.axes[2].patches if isinstance(patch, StepPatch)]
+    heights = [patch.get_data()[0] for patch in steps]
     assert [sum(height) for height in heights] == pytest.approx([10, 10])
     assert heights[1][0] > 2 > heights[0][0]
 
