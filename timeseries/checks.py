@@ -21,10 +21,12 @@ PICTURES = (".png", ".svg", ".pdf")
 def check_train(options: Train) -> None:
     """An ArgumentError for an --out that holds a run already, or none to resume; and for options that contradict."""
     check_begun(options)
-    if options.horizon is not None and options.targets != "forecast":
+    if options.horizon is not None and "forecast" not in options.targets:
         raise ArgumentError("--horizon", options.horizon, "--targets forecast beside it: other targets have none")
     if options.horizon is not None and options.window is not None and options.horizon >= options.window:
         raise ArgumentError("--horizon", options.horizon, f"fewer rows than the {options.window} of a window")
+    if not options.targets or len(set(options.targets)) != len(options.targets):
+        raise ArgumentError("--targets", options.targets, "one or several, each once")
     if options.network == "csdi" and options.sizes.inducing is not None:
         raise ArgumentError("--inducing", options.sizes.inducing, "nothing: CSDI's features attend to each other")
 

@@ -201,7 +201,8 @@ def used(pipeline: ImputationPipeline, options: Evaluate | Sample) -> str:
         return f"{options.sampler}, {steps} steps"
     if steps in pipeline.solvers:
         return f"the model's solver calibrated for {steps} calls"
-    return f"{DEFAULT_SAMPLER.__name__}, {steps} steps"
+    name = next((name for name, sampler in SAMPLERS.items() if sampler is DEFAULT_SAMPLER), "the default sampler")
+    return f"{name}, {steps} steps"
 
 
 def table(results: Mapping[str, Any]) -> list[dict[str, str]]:

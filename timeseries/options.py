@@ -86,10 +86,10 @@ class Train:
     network: NetworkName = "ours"
     """The denoising network: ours, or CSDI's (Tashiro et al. 2021)."""
     sizes: Sizes = field(default_factory=Sizes)
-    targets: TargetsName = "random"
-    """What is hidden in training: random cells, any share of them; historical: what another window lacks; mix of the
-    two by halves; pattern: the gaps of the held-out part; blocks in time; series, whole features; forecast, the last
-    rows."""
+    targets: tuple[TargetsName, ...] = ("random",)
+    """What is hidden in training, one of these for each window: random cells, any share of them; historical: what
+    another window lacks; mix of the two; pattern: the gaps of the held-out part; blocks in time; series, whole
+    features; forecast, the last rows."""
     horizon: Count | None = None
     """Rows of --targets forecast; None for any number up to half a window."""
     covariates: tuple[str, ...] = ()

@@ -52,7 +52,7 @@ def main(options: Train) -> None:
     def announce(size: int) -> None:
         print(
             f"{data.name}: {len(data)} windows of {data.window} steps and {len(data.features)} features to train on; "
-            f"network of {size:,} parameters ({options.network}), targets: {options.targets}; "
+            f"network of {size:,} parameters ({options.network}), targets: {', '.join(options.targets)}; "
             f"{machine()}",
             flush=True,
         )
@@ -141,7 +141,8 @@ def targets_of(data: Windows, options: Train) -> Strategy:
     Raises:
         ArgumentError: a pattern is asked for of data without gaps, or a covariate is none of the features.
     """
-    strategy = STRATEGIES[options.targets](data, options)
+    strategies = tuple(STRATEGIES[name](data, options) for name in options.targets)
+    strategy = strategies[0] if len(strategies) == 1 else Mixture(strategies)
     return Sparing(strategy, columns(options.covariates, data.features)) if options.covariates else strategy
 
 
@@ -223,7 +224,7 @@ def card(data: Windows, options: Train, seconds: float) -> Card:
         title=f"Time series like {data.name.partition(' (')[0]}",
         summary=f"A diffusion model that fills gaps and forecasts, in windows of {data.window} steps of "
         f"{len(data.features)} features ({shown}).",
-        data=f"{data.name}, {len(data)} training windows; targets: {options.targets}",
+        data=f"{data.name}, {len(data)} training windows; targets: {', '.join(options.targets)}",
         command=command_line(options, "train", "timeseries"),
         time=f"{seconds / 60:.1f} minutes",
         machine=machine(),
