@@ -12,7 +12,7 @@ import pandas as pd
 from ..core.errors import ArgumentError, DataError, describe
 from .stamps import NAMES, of_values
 
-__all__ = ["column", "floats", "looks_numeric", "refilled", "roles", "stamp_index"]
+__all__ = ["column", "continued", "floats", "looks_numeric", "refilled", "roles", "stamp_index"]
 
 
 def roles(
@@ -89,3 +89,11 @@ def refilled(column: pd.Series, write: np.ndarray, new: np.ndarray) -> Any:
     else:
         made[write] = np.round(new).astype(np.int64) if pd.api.types.is_integer_dtype(column.dtype) else new
     return made
+
+
+def continued(column: pd.Series, new: np.ndarray, index: pd.Index) -> pd.Series:
+    """New values as a column of the same dtype: rounded where it is of integers."""
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return pd.Series(new >= 0.5, index).astype(column.dtype)
+    whole = pd.api.types.is_integer_dtype(column.dtype)
+    return pd.Series(np.round(new) if whole else new, index).astype(column.dtype)

@@ -109,16 +109,17 @@ def numbers(cells: Sequence[str], label: str) -> np.ndarray:
     """
     values = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
-        if _is_missing(cell):
-            continue
-        if not _is_number(cell):
+        try:
+            values[row] = float(cell)
+        except ValueError:
+            values[row] = np.nan if cell.strip().lower() in MISSING else np.inf
+        if "_" in cell or values[row] in (np.inf, -np.inf):
+            if _is_number(cell):
+                raise DataError(f"{label}, row {row + 1}: {cell.strip()[:40]}; values must be finite, or missing")
             comma = "; decimals need a point" if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell) else ""
             raise DataError(
                 f"{label}, row {row + 1}: {cell[:40]!r} is no number{comma}; name columns to carry along in keep"
             )
-        values[row] = float(cell)
-        if np.isinf(values[row]):
-            raise DataError(f"{label}, row {row + 1}: {cell.strip()[:40]}; values must be finite, or missing")
     return values
 
 
@@ -126,6 +127,7 @@ def print_grid(
     grid: Grid,
     written: Sequence[tuple[int, np.ndarray, np.ndarray]],
     more: Sequence[tuple[str, int, np.ndarray, np.ndarray]],
+    ahead: Sequence[Sequence[str]] = (),
 ) -> bytes:
     """Put a file together again.
 
@@ -134,18 +136,24 @@ def print_grid(
         written: (column, which rows, values): cells to write.
         more: (name, column it is about, which rows are missing there, values): columns after the last; rows that are
             not missing repeat that column's text.
+        ahead: cells of rows after the last, as many as in the heading.
     """
     rows = [list(row) for row in grid.rows]
     for column, which, values in written:
         for row in np.flatnonzero(which).tolist():
             rows[row][column] = repr(float(values[row]))
     heading = list(grid.heading)
+    last = len(rows)
+    rows += [list(cells) for cells in ahead]
     for name, column, missing, values in more:
         heading.append(_quoted(name, grid.separator))
-        for row, (blank, value) in enumerate(zip(missing.tolist(), values.tolist(), strict=True)):
+        for row, value in enumerate(values.tolist()):
             text = "" if np.isnan(value) else repr(value)
-            rows[row].append(text if blank else grid.rows[row][column])
-    lines = [grid.separator.join(cells) + end for cells, end in zip([heading, *rows], grid.ends, strict=True)]
+            rows[row].append(text if row >= last or missing[row] else grid.rows[row][column])
+    ends = list(grid.ends)
+    if ahead:
+        ends = [*ends[:-1], ends[0], *[ends[0]] * (len(ahead) - 1), ends[-1]]
+    lines = [grid.separator.join(cells) + end for cells, end in zip([heading, *rows], ends, strict=True)]
     return (grid.head + "".join(lines) + grid.tail).encode("utf-8")
 
 
@@ -163,23 +171,22 @@ def _split(text: str, separator: str) -> tuple[list[list[str]], list[str]]:
         return records, ends
     mark = re.escape(separator)
     cell = re.compile(rf'("(?:[^"]|"")*"(?=[ ]*(?:{mark}|\r|\n|\Z))[ ]*|[^{mark}\r\n]*)({mark}|\r\n|\n|\r|\Z)')
-    place, own = 0, []
-    while place < len(text):
-        match = cell.match(text, place)
-        assert match is not None, "the second form of a cell matches anything up to its end"
-        own.append(match[1])
-        place = match.end()
-        if match[2] != separator:
-            records.append(own)
-            ends.append(match[2])
+    own: list[str] = []
+    for text_of, end in cell.findall(text):
+        if end == separator:
+            own.append(text_of)
+        elif end or own or text_of:
+            records.append([*own, text_of])
+            ends.append(end)
             own = []
-    if own:  # the text ended after a separator: one more empty cell
-        records.append([*own, ""])
-        ends.append("")
+        if not end:  # the end of the text, of which the empty rest matches once more
+            break
     return records, ends
 
 
 def _plain(cell: str) -> str:
+    if '"' not in cell:
+        return cell
     inner = cell.strip()
     if len(inner) > 1 and inner[0] == '"' == inner[-1]:
         return inner[1:-1].replace('""', '"')
@@ -188,10 +195,6 @@ def _plain(cell: str) -> str:
 
 def _quoted(name: str, separator: str) -> str:
     return f'"{name.replace(chr(34), chr(34) * 2)}"' if any(c in name for c in (separator, '"', "\r", "\n")) else name
-
-
-def _is_missing(cell: str) -> bool:
-    return cell.strip().lower() in MISSING
 
 
 def _is_number(cell: str) -> bool:

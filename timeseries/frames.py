@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ArgumentError, DataError, describe
-from .columns import column, floats, looks_numeric, refilled, roles, stamp_index
+from .columns import column, continued, floats, looks_numeric, refilled, roles, stamp_index
 from .csv_text import Grid, numbers, parse, print_grid
 from .series import Series
-from .stamps import NAMES, of_index, of_values
+from .stamps import NAMES, following, of_index, of_values, texts
 
 __all__ = ["SUFFIXES", "Reading", "Series", "read", "read_file"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 Extra = Mapping[str, Sequence[np.ndarray]]
-Back = Callable[[Sequence[np.ndarray], Extra], Any]
+Back = Callable[[Sequence[np.ndarray], Extra, Sequence[np.ndarray]], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,28 +56,49 @@ class Reading:
         """Of the features; the same in every series."""
         return self.series[0].names
 
-    def written(self, filled: Sequence[np.ndarray], extra: Extra | None = None) -> Any:
+    def written(
+        self, filled: Sequence[np.ndarray], extra: Extra | None = None, ahead: Sequence[np.ndarray] | None = None
+    ) -> Any:
         """What came, its missing cells filled.
 
         Args:
             filled: (L, K) for each of the series, in the units of the data; only missing cells are looked at. What is
                 still NaN there stays missing as it was.
-            extra: ending -> (L, K) for each series: columns `name@ending` after all others, in tables only. In CSV an
-                observed cell repeats the observed text.
+            extra: ending -> (L, K), or (L + H, K) with `ahead`, for each series: columns `name@ending` after all
+                others, in tables only. In CSV an observed cell repeats the observed text.
+            ahead: (H, K) for each series: rows after the last, whose stamps go on (`stamps.following`) and whose kept
+                columns are missing.
 
         Returns:
             An object like the one that was read; of a file, its bytes.
 
         Raises:
-            ArgumentError: other shapes, infinite values in missing cells, or extra columns for an array.
+            ArgumentError: other shapes, infinite values in missing cells or ahead, or extra columns for an array.
         """
-        for name, values in [("filled", filled), *(extra or {}).items()]:
-            shapes = [tuple(np.shape(one)) for one in values]
-            if shapes != (wanted := [one.values.shape for one in self.series]):
-                raise ArgumentError(name, shapes[:4], f"(L, K) of each series, {wanted[:4]}")
-        if any(np.isinf(new[np.isnan(one.values)]).any() for new, one in zip(filled, self.series, strict=True)):
+        more = [
+            np.asarray(one, dtype=np.float64) for one in ahead or [np.empty((0, len(self.names)))] * len(self.series)
+        ]
+        _check_shapes(
+            "ahead", more, [(len(one), len(self.names)) if one.ndim == 2 else () for one in more], self.series
+        )
+        _check_shapes("filled", filled, [one.values.shape for one in self.series], self.series)
+        for name, values in (extra or {}).items():
+            wanted = [(len(one) + len(new), len(self.names)) for one, new in zip(self.series, more, strict=True)]
+            _check_shapes(f"extra {name}", values, wanted, self.series)
+        new = [np.asarray(one, dtype=np.float64) for one in filled]
+        if any(np.isinf(one[np.isnan(own.values)]).any() for one, own in zip(new, self.series, strict=True)):
             raise ArgumentError("filled", "infinite values in missing cells", "finite ones")
-        return self._back([np.asarray(one, dtype=np.float64) for one in filled], extra or {})
+        if not all(np.isfinite(one).all() for one in more):
+            raise ArgumentError("ahead", "values that are not finite", "finite ones")
+        return self._back(new, extra or {}, more)
+
+
+def _check_shapes(
+    argument: str, values: Sequence[np.ndarray], wanted: Sequence[tuple[int, ...]], series: Sequence[Series]
+) -> None:
+    shapes = [tuple(np.shape(one)) for one in values]
+    if len(shapes) != len(series) or shapes != list(wanted):
+        raise ArgumentError(argument, shapes[:4], f"(rows, K) of each of {len(series)} series, such as {wanted[:4]}")
 
 
 def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label: str = "X") -> Reading:
@@ -106,8 +127,8 @@ def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label:
     if isinstance(data, pd.Series):
         inner = _table(data.to_frame(name="value" if data.name is None else data.name), (), None, label)
 
-        def back(filled: Sequence[np.ndarray], extra: Extra) -> Any:
-            made = inner.written(filled, extra)
+        def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
+            made = inner.written(filled, extra, ahead)
             return made if extra else made.iloc[:, 0].rename(data.name)
 
         return Reading(inner.series, inner.index, back)
@@ -145,9 +166,9 @@ def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: s
         raise DataError(f"{path}: cannot be read as parquet ({error})") from error
     inner = _table(table, keep, time, str(path))
 
-    def back(filled: Sequence[np.ndarray], extra: Extra) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
         buffer = io.BytesIO()
-        inner.written(filled, extra).to_parquet(buffer)
+        inner.written(filled, extra, ahead).to_parquet(buffer)
         return buffer.getvalue()
 
     return Reading(inner.series, inner.index, back)
@@ -159,10 +180,12 @@ def _joined(parts: Sequence[Reading], kind: type, label: str) -> Reading:
             raise DataError(f"{label}[{i}] has columns {part.names}, {label}[0] has {parts[0].names}")
     sizes = np.cumsum([len(part.series) for part in parts])[:-1].tolist()
 
-    def back(filled: Sequence[np.ndarray], extra: Extra) -> Any:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
         starts, stops = [0, *sizes], [*sizes, len(filled)]
         return kind(
-            part.written(filled[start:stop], {key: values[start:stop] for key, values in extra.items()})
+            part.written(
+                filled[start:stop], {key: values[start:stop] for key, values in extra.items()}, ahead[start:stop]
+            )
             for part, start, stop in zip(parts, starts, stops, strict=True)
         )
 
@@ -196,18 +219,25 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
     series = tuple(Series(one, stamps, names, 0.0, own) for one, own in zip(pieces, labels, strict=True))
     missing = np.isnan(values)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra) -> np.ndarray | Tensor:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> np.ndarray | Tensor:
         if extra:
             raise ArgumentError("extra", list(extra), "none: an array has no names for more columns")
+        if len({len(one) for one in ahead}) > 1:
+            raise ArgumentError(
+                "ahead", [one.shape for one in ahead[:4]], "equally many rows for all series of an array"
+            )
         new = np.stack(filled).reshape(values.shape)
+        later = np.stack(ahead).reshape(*values.shape[:-2], -1, values.shape[-1])
+        if array.dtype.kind in "iub":
+            later = np.round(later)
         write = missing & ~np.isnan(new)
         if isinstance(data, Tensor):
             made = torch.clone(data.detach())
             made[torch.from_numpy(write)] = torch.from_numpy(new[write]).to(made)
-            return made
+            return torch.cat([made, torch.from_numpy(later).to(made)], -2)
         made = np.array(data, copy=True)
         made[write] = new[write].astype(made.dtype)
-        return made
+        return np.concatenate([made, later.astype(made.dtype)], -2)
 
     return Reading(series, (None,) * len(series), back)
 
@@ -226,12 +256,21 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: st
     values = np.stack([column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra) -> pd.DataFrame:
-        made, (new,) = table.copy(), filled
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> pd.DataFrame:
+        made, (new,), (later,) = table.copy(), filled, ahead
         for j, k in enumerate(features):
             write = np.isnan(values[:, j]) & ~np.isnan(new[:, j])
             if write.any():
                 made.isetitem(k, refilled(table.iloc[:, k], write, new[write, j]))
+        if len(later):
+            rows = following(table.index, len(later))
+            own = {table.columns[k]: continued(table.iloc[:, k], later[:, j], rows) for j, k in enumerate(features)}
+            if place is not None:
+                stamps_ahead = following(index, len(later))
+                as_text = pd.api.types.is_string_dtype(table.iloc[:, place].dtype)
+                told = texts(stamps_ahead, str(table.iloc[-1, place])) if as_text else stamps_ahead
+                own[table.columns[place]] = pd.Series(told, rows)
+            made = pd.concat([made, pd.DataFrame(own, index=rows)])
         more = {f"{name}@{key}": one[:, j] for key, (one,) in extra.items() for j, name in enumerate(names)}
         return pd.concat([made, pd.DataFrame(more, index=made.index)], axis=1) if more else made
 
@@ -258,7 +297,7 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
     values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
         write = np.isnan(values) & ~np.isnan(filled[0])
         new = [(k, write[:, j], filled[0][:, j]) for j, k in enumerate(features)]
         more = [
@@ -266,6 +305,14 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
             for key, (one,) in extra.items()
             for j, (name, k) in enumerate(zip(names, features, strict=True))
         ]
-        return print_grid(grid, new, more)
+        cells = [["" for _ in columns] for _ in ahead[0]]
+        told = texts(following(index, len(cells)), grid.column(place)[-1]) if place is not None else [""] * len(cells)
+        quote = '"' if place is not None and grid.rows[-1][place].strip().startswith('"') else ""
+        for row, values_ahead, stamp in zip(cells, ahead[0].tolist(), told, strict=True):
+            for k, value in zip(features, values_ahead, strict=True):
+                row[k] = repr(value)
+            if place is not None:
+                row[place] = f"{quote}{stamp}{quote}"
+        return print_grid(grid, new, more, cells)
 
     return Reading((Series(values, stamps, names, step, label),), (index,), back)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.tseries.api import guess_datetime_format
 
 from ..core.errors import DataError
 
-__all__ = ["following", "of_index", "of_values"]
+__all__ = ["following", "of_index", "of_values", "texts"]
 
 NAMES = frozenset({"date", "time", "datetime", "timestamp", "ds"})
 """Columns so called, in any case, hold the stamps."""
@@ -104,6 +105,17 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
         whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
         return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
     return pd.RangeIndex(len(index), len(index) + horizon)
+
+
+def texts(index: pd.Index, like: str) -> list[str]:
+    """Stamps as text in the form of `like`, as far as that can be told; else dates by ISO 8601."""
+    if not isinstance(index, pd.DatetimeIndex):
+        whole = re.fullmatch(r"\s*[-+]?\d+\s*", like) is not None
+        return [str(int(one)) if whole and float(one).is_integer() else str(one) for one in index]
+    form = guess_datetime_format(like.strip())
+    if form is None:
+        return [one.isoformat(sep=" ") for one in index]
+    return [one.strftime(form) for one in index]
 
 
 def _check_order(index: pd.Index, label: str) -> None:

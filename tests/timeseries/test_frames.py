@@ -464,3 +464,68 @@ def test_bad_cells_of_parquet_name_the_file(tmp_path):
     table(2, a=[1.0, np.inf]).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x\.parquet: column 'a', row 2"):
         read_file(tmp_path / "x.parquet")
+
+
+# Rows ahead
+
+
+def test_rows_ahead_of_arrays():
+    x = np.arange(12.0).reshape(2, 3, 2)
+    later = [np.full((4, 2), k + 0.75) for k in range(2)]
+    made = read(x).written(list(x), ahead=later)
+    np.testing.assert_array_equal(made, np.concatenate([x, np.stack(later)], 1))
+    assert read(x[0].astype(int)).written([x[0]], ahead=later[:1])[3:].tolist() == [[1, 1]] * 4
+    tensor = torch.from_numpy(x[0])
+    assert read(tensor).written([x[0]], ahead=later[:1]).shape == (7, 2)
+    for bad in (
+        later[:1],
+        [np.zeros((4, 3))] * 2,
+        [np.zeros(4)] * 2,
+        [later[0], later[1][:2]],
+        [later[0], later[1] / 0],
+    ):
+        with pytest.raises(ArgumentError, match="ahead"), np.errstate(all="ignore"):
+            read(x).written(list(x), ahead=bad)
+
+
+def test_rows_ahead_of_tables():
+    own = table(3, n=[1, 2, 3], a=[0.5, np.nan, 1.0], id=["x", "y", "z"])
+    reading = read(own, keep=["id"])
+    quantile = np.arange(10.0).reshape(5, 2)
+    made = reading.written(filled(reading), {"0.5": [quantile]}, [np.array([[4.4, 1], [5.6, 2]])])
+    assert list(made.index) == list(pd.date_range("2020-01-01", periods=5))
+    assert made["n"].tolist() == [1, 2, 3, 4, 6]
+    assert made["n"].dtype == own["n"].dtype
+    assert made["a"].tolist() == [0.5, FILL, 1, 1, 2]
+    assert made["id"].isna().tolist() == [False, False, False, True, True]
+    assert made["a@0.5"].tolist() == [1, 3, 5, 7, 9]
+    dated = read(table(3).reset_index(names="date"))
+    made = dated.written(filled(dated), ahead=[np.ones((2, 2))])
+    assert list(made["date"]) == list(pd.date_range("2020-01-01", periods=5))
+    assert list(made.index) == [0, 1, 2, 3, 4]
+    with pytest.raises(ArgumentError, match=r"extra 0\.5"):
+        dated.written(filled(dated), {"0.5": [np.ones((3, 2))]}, [np.ones((2, 2))])
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ('"date",a,id\r\n"2020-01-31",1,x\r\n"2020-02-29",2,y\r\n"2020-03-31",3,z\r\n', '"2020-04-30",0.5,\r\n'),
+        ("date;a\n31/01/2020 23:00;1\n01/02/2020 00:00;2\n", "01/02/2020 01:00;0.5\n"),
+        ("a,t\n1,0\n2,10\n", None),
+        (",a\n0,1\n1,2\n", "2,0.5\n"),
+        ("a\n1\n2\n", "0.5\n"),
+        ("time,a\n0.5,1\n1,2\n", "1.5,0.5\n"),
+    ],
+)
+def test_rows_ahead_of_csv(text, more, tmp_path):
+    reading = read_file(csv(tmp_path, text), keep=["id"] if "id" in text else [])
+    made = reading.written(filled(reading), ahead=[np.full((1, len(reading.names)), 0.5)]).decode()
+    assert made == text + (more if more is not None else "0.5,0.5\n")
+    assert reading.written(filled(reading)).decode() == text
+
+
+def test_rows_ahead_of_csv_without_a_last_line_end(tmp_path):
+    reading = read_file(csv(tmp_path, "a,b\n1,2\n3,4"))
+    made = reading.written(filled(reading), {"0.5": [np.arange(6.0).reshape(3, 2)]}, [np.array([[5, 6.0]])])
+    assert made == b"a,b,a@0.5,b@0.5\n1,2,1,2\n3,4,3,4\n5.0,6.0,4.0,5.0"
