@@ -28,7 +28,9 @@ def case(windows: int = 3, length: int = 5) -> Case:
     # Loaded here, so that the other commands need no statsmodels.
     from statsmodels.datasets import elnino
 
-    years = elnino.load_pandas().data[list(MONTHS)].to_numpy(np.float64)
+    table = elnino.load_pandas().data
+    assert table is not None
+    years = table[list(MONTHS)].to_numpy(np.float64)
     if not 1 <= windows * length <= len(years):
         raise ArgumentError("windows, length", (windows, length), f"at most {len(years)} years in all")
     years = (years - years.mean(0)) / years.std(0)
@@ -43,7 +45,7 @@ def case(windows: int = 3, length: int = 5) -> Case:
         torch.manual_seed(0)
         network = Small()
         for parameter in network.parameters():
-            nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=0.3)
     schedule = Cosine()
     denoiser = GaussianDenoiser(network.eval(), schedule)
     condition = {name: batch[name] for name in ("observed", "known", "stamps", "present")}
@@ -53,7 +55,7 @@ def case(windows: int = 3, length: int = 5) -> Case:
 class Small(nn.Module):
     """Cells, and the means of their row and of their series, through one hidden layer."""
 
-    def __init__(self, width: int = 8):
+    def __init__(self, width: int = 16):
         super().__init__()
         self.cell, self.row, self.series = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, width)
         self.out = nn.Linear(width, 1)

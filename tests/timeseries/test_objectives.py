@@ -155,6 +155,13 @@ def test_a_window_counts_by_its_cells_and_not_by_its_neighbours() -> None:
     assert bool((one > 0)[[0, 1, 3]].all()) and bool((two > 0)[[0, 1, 3]].all())
 
 
+def test_padding_that_claims_to_be_seen_is_not() -> None:
+    given = batch()
+    claimed = {**given, "seen": given["seen"] | ~given["present"].unsqueeze(-1)}
+    one, two = (objective(share(0.5))(windows, own(*range(B))) for windows in (given, claimed))
+    assert torch.equal(one, two)
+
+
 def test_nothing_seen_costs_nothing_and_breaks_nothing() -> None:
     given = batch()
     nothing = {**given, "seen": torch.zeros_like(given["seen"])}
