@@ -177,7 +177,9 @@ def test_without_a_model_one_is_fitted_and_kept(gaps: Path, tmp_path: Path, caps
 def test_a_table_without_gaps_comes_back(run: Path, tmp_path: Path) -> None:
     whole = table().ffill().to_csv(index=False)
     (tmp_path / "whole.csv").write_text(whole)
-    assert polydiff("sample", "timeseries", tmp_path / "whole.csv", "-o", tmp_path / "o.csv", "--model", run, *DRAWN) == 0
+    assert (
+        polydiff("sample", "timeseries", tmp_path / "whole.csv", "-o", tmp_path / "o.csv", "--model", run, *DRAWN) == 0
+    )
     assert (tmp_path / "o.csv").read_text() == whole
 
 
