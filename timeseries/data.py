@@ -26,8 +26,8 @@ from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
 from .frames import SUFFIXES, read_file
 from .scaling import Level, fit_scale
-from .series import Series
-from .sources import NAMES, Source, Split, by_share
+from .series import Series, Source, Split, by_share
+from .sources import NAMES
 
 __all__ = ["NAMES", "Windows", "held_out", "load", "own"]
 

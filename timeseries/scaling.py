@@ -7,7 +7,8 @@ what training saw, become stationary (Kim et al. 2022, "Reversible instance norm
 spread of a window's few given cells says too little). The order is: centre and scale for the whole set, then the level
 of a window in these units, `window_level`, once it is known which cells are given.
 
-A constant feature has scale 1, so that it comes back as the constant.
+A constant feature has scale 1 and is 0 once normalised. What a network makes of it is near 0, not 0: whoever is to give
+back the constant itself keeps `constants` beside the scale.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import ArgumentError
 
-__all__ = ["LEVELS", "Level", "fit_scale", "normalise", "restore", "window_level"]
+__all__ = ["LEVELS", "Level", "constants", "fit_scale", "normalise", "restore", "window_level"]
 
 Level = Literal["series", "window"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -81,6 +82,14 @@ def fit_scale(
     first = np.take_along_axis(cells, seen.argmax(0)[None], 0)[0]
     one_value = (np.where(seen, cells, first) == first).all(0)
     return np.where(one_value, first, centre) * largest, np.where(flat, 1.0, scale * largest)
+
+
+def constants(windows: Iterable[np.ndarray]) -> np.ndarray:
+    """Which features have one value alone in all observed cells, bool (K,); arguments as in `fit_scale`."""
+    cells = np.concatenate([np.asarray(part, dtype=np.float64).reshape(-1, np.shape(part)[-1]) for part in windows])
+    seen = ~np.isnan(cells)
+    first = np.take_along_axis(cells, seen.argmax(0)[None], 0)
+    return seen.any(0) & ((cells == first) | ~seen).all(0)
 
 
 def normalise(values: Tensor, centre: Tensor, scale: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""A multivariate time series with gaps, as numbers: what reading makes and windows are cut from."""
+"""Multivariate time series with gaps, as numbers, and sets of them: what reading makes and windows are cut from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-__all__ = ["Series"]
+from .scaling import Level
+
+__all__ = ["Series", "Source", "Split", "by_share"]
+
+Split = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,3 +39,38 @@ class Series:
     def cut(self, start: int, stop: int) -> Series:
         """Rows from `start` up to `stop`, with their stamps."""
         return Series(self.values[start:stop], self.stamps[start:stop], self.names, self.step, self.label)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of series, split.
+
+    Attributes:
+        name: of the set.
+        features: names, K.
+        parts: the series of each split, in the units of the data; no two parts share a row.
+        window: rows of a window by default.
+        level: of the normalisation by default, see `scaling`.
+        season: rows after which the series about repeats, for seasonal baselines; 0 = none.
+        scaling: centre and scale (K,) that come with the set; None: to be fitted on the training part.
+        held: `held(split, rate, seed)`, cells held out as published, (N, L, K) bool, if each series is one window.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    parts: Mapping[Split, tuple[Series, ...]]
+    window: int
+    level: Level = "series"
+    season: int = 0
+    scaling: tuple[np.ndarray, np.ndarray] | None = None
+    held: Callable[[Split, float, int], np.ndarray] | None = None
+
+
+def by_share(series: Series, *, train: float = 0.6, valid: float = 0.2) -> dict[Split, tuple[Series, ...]]:
+    """One series split by time: the first rows to train, the next to validate, the rest to test."""
+    first, second = int(len(series) * train), int(len(series) * (train + valid))
+    return {
+        "train": (series.cut(0, first),),
+        "valid": (series.cut(first, second),),
+        "test": (series.cut(second, len(series)),),
+    }

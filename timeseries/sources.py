@@ -45,12 +45,12 @@ import pandas as pd
 from ..core.downloads import download
 from ..core.errors import DataError
 from .scaling import Level
-from .series import Series
+from .series import Series, Source, Split, by_share
 from .sources_beijing import POLLUTANTS, borders, stations
 from .sources_files import blob_id, cached, fetch, find, fingerprint
-from .sources_physionet import ATTRIBUTES, HOURS, Split, csdi_folds, csdi_held, stays
+from .sources_physionet import ATTRIBUTES, HOURS, csdi_folds, csdi_held, stays
 
-__all__ = ["NAMES", "Source", "Split", "by_share"]
+__all__ = ["NAMES", "Source", "Split"]
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -63,41 +63,6 @@ ETT_ROWS = 17_420
 ETT_MONTH = 30 * 24
 
 LSTNET = "https://raw.githubusercontent.com/laiguokun/multivariate-time-series-data/7f402f185cc2435b5e66aed13a3b560ed142e023/"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of series, split.
-
-    Attributes:
-        name: of the set.
-        features: names, K.
-        parts: the series of each split, in the units of the data; no two parts share a row.
-        window: rows of a window by default.
-        level: of the normalisation by default, see `scaling`.
-        season: rows after which the series about repeats, for seasonal baselines; 0 = none.
-        scaling: centre and scale (K,) that come with the set; None: to be fitted on the training part.
-        held: `held(split, rate, seed)`, cells held out as published, (N, L, K) bool, if each series is one window.
-    """
-
-    name: str
-    features: tuple[str, ...]
-    parts: Mapping[Split, tuple[Series, ...]]
-    window: int
-    level: Level = "series"
-    season: int = 0
-    scaling: tuple[np.ndarray, np.ndarray] | None = None
-    held: Callable[[Split, float, int], np.ndarray] | None = None
-
-
-def by_share(series: Series, *, train: float = 0.6, valid: float = 0.2) -> dict[Split, tuple[Series, ...]]:
-    """One series split by time: the first rows to train, the next to validate, the rest to test."""
-    first, second = int(len(series) * train), int(len(series) * (train + valid))
-    return {
-        "train": (series.cut(0, first),),
-        "valid": (series.cut(first, second),),
-        "test": (series.cut(second, len(series)),),
-    }
 
 
 def _regular(values: np.ndarray, names: tuple[str, ...], step: float, label: str) -> Series:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
+from .series import Split
 from .sources_files import cached, fetch, find, fingerprint, members
-from .sources_physionet import Split
 
 __all__ = ["POLLUTANTS", "borders", "stations"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
 def of_values(values: pd.Series, label: str) -> pd.Index | None:
     """A column as an index of dates or numbers, if it is one.
 
-    A missing stamp stays missing, so that `of_index` names its row.
+    Dates of which ISO 8601 does not say the order of day and month are month first, unless one of them cannot be. A
+    missing stamp stays missing, so that `of_index` names its row.
     """
     if isinstance(values.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(values.dtype):
         return pd.Index(values)
@@ -75,11 +77,16 @@ def of_values(values: pd.Series, label: str) -> pd.Index | None:
     # The parser of free forms takes the names of months and days, and single letters, for dates.
     if any(isinstance(cell, str) and cell.strip() and not re.search(r"\d", cell) for cell in values):
         return None
-    for form, utc in (("ISO8601", False), (None, False), (None, True)):
+    for form, dayfirst, utc in (
+        ("ISO8601", False, False),
+        (None, False, False),
+        (None, True, False),
+        (None, False, True),
+    ):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # that the form cannot be guessed
-                return pd.DatetimeIndex(pd.to_datetime(values, format=form, utc=utc))
+                return pd.DatetimeIndex(pd.to_datetime(values, format=form, dayfirst=dayfirst, utc=utc))
         except (ValueError, TypeError, OverflowError):
             continue
     return None
@@ -107,15 +114,25 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
     return pd.RangeIndex(len(index), len(index) + horizon)
 
 
-def texts(index: pd.Index, like: str) -> list[str]:
-    """Stamps as text in the form of `like`, as far as that can be told; else dates by ISO 8601."""
-    if not isinstance(index, pd.DatetimeIndex):
-        whole = re.fullmatch(r"\s*[-+]?\d+\s*", like) is not None
-        return [str(int(one)) if whole and float(one).is_integer() else str(one) for one in index]
-    form = guess_datetime_format(like.strip())
-    if form is None:
-        return [one.isoformat(sep=" ") for one in index]
-    return [one.strftime(form) for one in index]
+def texts(ahead: pd.Index, known: pd.Index, written: Sequence[str]) -> list[str]:
+    """Stamps as text in the form in which others were written, as far as that can be told; else dates by ISO 8601.
+
+    Args:
+        ahead: to write.
+        known: an index of at least one row.
+        written: its texts.
+    """
+    if not isinstance(ahead, pd.DatetimeIndex) or not isinstance(known, pd.DatetimeIndex):
+        whole = re.fullmatch(r"\s*[-+]?\d+\s*", written[-1]) is not None
+        return [str(int(one)) if whole and float(one).is_integer() else str(one) for one in ahead]
+    ends = list(zip(known[[0, -1]], (written[0].strip(), written[-1].strip()), strict=True))
+    for text, dayfirst in [(text, dayfirst) for _, text in ends for dayfirst in (False, True)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the day is first: both are tried
+            form = guess_datetime_format(text, dayfirst=dayfirst)
+        if form is not None and all(one.strftime(form) == own for one, own in ends):
+            return [one.strftime(form) for one in ahead]
+    return [one.isoformat(sep=" ") for one in ahead]
 
 
 def _check_order(index: pd.Index, label: str) -> None:

@@ -259,6 +259,12 @@ def test_stamps_of_indices(index, stamps, step):
         assert seconds == pytest.approx(step)
 
 
+def test_dates_with_the_day_first(tmp_path):
+    for days in (("31/01/2020", "01/02/2020"), ("12/02/2020", "13/02/2020")):
+        reading = read_file(csv(tmp_path, f"x,a\n{days[0]},1\n{days[1]},2\n"))
+        assert reading.series[0].step == 86400
+
+
 @pytest.mark.parametrize("column", ["date", "Timestamp", "anything"])
 def test_a_column_of_dates_is_the_stamps(column):
     own = table().reset_index(names=column)
@@ -326,7 +332,7 @@ CELLS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(1, 4), st.integers(1, 5), st.sampled_from(["\n", "\r\n"]), st.sampled_from(",;\t"))
 def test_any_csv_comes_back_byte_for_byte(tmp_path_factory, data, columns, rows, end, separator):
     cells = data.draw(st.lists(st.lists(CELLS, min_size=columns, max_size=columns), min_size=rows, max_size=rows))
@@ -482,9 +488,9 @@ def test_rows_ahead_of_arrays():
         [np.zeros((4, 3))] * 2,
         [np.zeros(4)] * 2,
         [later[0], later[1][:2]],
-        [later[0], later[1] / 0],
+        [later[0], later[1] * np.inf],
     ):
-        with pytest.raises(ArgumentError, match="ahead"), np.errstate(all="ignore"):
+        with pytest.raises(ArgumentError, match="ahead"):
             read(x).written(list(x), ahead=bad)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polydiff.core.errors import ArgumentError
-from polydiff.timeseries.scaling import fit_scale, normalise, restore, window_level
+from polydiff.timeseries.scaling import constants, fit_scale, normalise, restore, window_level
 
 
 def gappy(shape, seed=0, share=0.3):
@@ -93,3 +93,10 @@ def test_window_level_is_the_mean_of_given_cells_alone():
     torch.testing.assert_close(window_level(values, given)[0, 0], torch.tensor([4.5, 4.0, 0.0]))
     assert (window_level(values, given)[1] == 0).all()
     assert window_level(values, given).shape == (2, 1, 3)
+
+
+def test_constants_are_features_of_one_value():
+    first = np.array([[1.0, np.nan, np.nan, 0.1], [1.0, 2.0, np.nan, 0.1]])
+    second = np.array([[[1.0, 2.0, np.nan, 0.1], [np.nan, 2.0, np.nan, 0.1 + 1e-16 + 1e-17]]])
+    assert constants([first, second]).tolist() == [True, True, False, False]
+    assert constants([first, second[:, :1]]).tolist() == [True, True, False, True]

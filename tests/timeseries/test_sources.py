@@ -13,8 +13,8 @@ import pytest
 
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.timeseries import sources, sources_beijing, sources_files, sources_physionet
-from polydiff.timeseries.series import Series
-from polydiff.timeseries.sources import NAMES, TABLES, by_share, lstnet
+from polydiff.timeseries.series import Series, by_share
+from polydiff.timeseries.sources import NAMES, TABLES, lstnet
 from polydiff.timeseries.sources_files import blob_id, cached, fetch, find, fingerprint, members
 from polydiff.timeseries.sources_physionet import ATTRIBUTES, csdi_folds, csdi_held, csdi_split, grid, stays
 
