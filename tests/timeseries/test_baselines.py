@@ -82,6 +82,7 @@ def test_seasonal_takes_the_nearest_period_in_the_past_first() -> None:
     assert seasonal(column(NAN, 9, NAN, 9, 7, 9), period=2)[0, :, 0].tolist() == [7, 9, 7, 9, 7, 9]
     assert seasonal(column(1, NAN, 3, NAN), period=10)[0, :, 0].tolist() == [1, 2, 3, 3]  # phase never observed
     assert seasonal(column(NAN, NAN), period=1)[0, :, 0].tolist() == [0, 0]
+    assert seasonal(column(1, 5, NAN), [0, 0.9, 1.8], period=2)[0, 2, 0] == 1  # less than a period, by less than half
 
 
 @pytest.mark.parametrize("period", [1, 2.5, 3, 5])
@@ -89,7 +90,7 @@ def test_seasonal_by_plain_search(period: float) -> None:
     values, stamps, fallback = problem(3)
     stamps = np.round(stamps * 4) / 4 + np.arange(stamps.shape[1]) / 4
     filled, straight = seasonal(values, stamps, period=period, fallback=fallback), linear(values, stamps)
-    used: np.ndarray = np.isfinite(values).any(axis=-1)
+    used = np.asarray(np.isfinite(values).any(axis=-1))
     for n, l, k in np.argwhere(np.isnan(values)):
         if np.isnan(values[n, :, k]).all():
             continue

@@ -244,6 +244,13 @@ def test_a_point_forecast_has_its_normalised_absolute_error_as_crps() -> None:
     assert found["intervals"][0]["width"] == 0 and found["intervals"][0]["expected"] == 0
 
 
+def test_the_truth_itself_is_covered_and_costs_nothing() -> None:
+    truth = np.arange(1.0, 7.0).reshape(1, 3, 2)
+    found = figures(np.stack([truth] * 4), truth, np.ones_like(truth, dtype=bool))
+    assert found["CRPS"] == found["CRPS exact"] == found["energy score"] == found["RMSE"] == 0
+    assert [row["coverage"] for row in found["intervals"]] == [1] * 4
+
+
 def test_what_is_outside_the_mask_changes_nothing() -> None:
     samples, truth, mask, _ = problem()
     other, others = samples.copy(), truth.copy()
