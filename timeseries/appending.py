@@ -116,7 +116,7 @@ def _table(content: bytes, index: pd.Index, rows: int, values: Mapping[str, np.n
             made[name] = pd.array([pd.NA] * len(ahead), dtype="object")
     below = pd.DataFrame(made, index=ahead if of_index else pd.RangeIndex(rows, rows + len(ahead)))
     for name in table.columns:
-        if str(name) in values or below[name].notna().all():
+        if str(name) in values or bool(np.all(below[name].notna())):
             below[name] = below[name].astype(table[name].dtype)
     whole = pd.concat([table, below])
     whole.index.name = table.index.name

@@ -8,6 +8,7 @@ cells is hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -105,7 +106,8 @@ def flows(
         like = posed.pop("x_0").to(device)
         bound = kernel.given(**structure)
         with torch.no_grad():
-            side = model.denoiser.network.side(**{name: each.to(device) for name, each in posed.items()})
+            network: Any = model.denoiser.network
+            side = network.side(**{name: each.to(device) for name, each in posed.items()})
         x = bound.prior(like).sample(generators)
         found.append(trajectories(model.denoiser.given(bound, side=side), bound, x, steps=options.fine))
     return found

@@ -49,7 +49,7 @@ class Windowed:
     scale: np.ndarray
     features: tuple[str, ...]
     season: int = 0
-    held: Callable[[float], np.ndarray] | None = None
+    held: Callable[[float], Tensor] | None = None
 
     @property
     def seen(self) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -213,7 +213,7 @@ def summaries(pipeline: ImputationPipeline, series: Series, options: Sample, lev
 
 
 def stepping(
-    filler: Callable[[Sequence[Window]], list[Tensor]], bar: tqdm[None], count: int
+    filler: Callable[[Sequence[Window]], list[Tensor]], bar: tqdm[NoReturn], count: int
 ) -> Callable[[Sequence[Window]], list[Tensor]]:
     """A filler that moves a bar on, by windows of all samples."""
 

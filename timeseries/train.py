@@ -210,7 +210,7 @@ def series_config(data: Windows, options: Train) -> SeriesConfig:
         features=tuple(data.features),
         window=data.window,
         network=network,
-        level=data.level,
+        level=data.level,  # pyright: ignore[reportArgumentType]: it is of no other type there
         step=data.step,
         covariates=options.covariates,
         **own,  # pyright: ignore[reportArgumentType]: names, out of options that hold no others

@@ -19,8 +19,7 @@ from polydiff.timeseries.evaluate import systems_of, table, windowed
 from polydiff.timeseries.loading import load_model, trained_with
 from polydiff.timeseries.options import Evaluate, Sample
 from polydiff.timeseries.targets import Forecast, Random, share
-
-from .test_commands import polydiff, trained
+from tests.timeseries.test_commands import polydiff, trained
 
 CENTRE, SCALE = np.array([5.0, -1.0]), np.array([2.0, 0.5])
 
@@ -123,7 +122,9 @@ def test_systems_are_as_asked() -> None:
 def test_windows_are_in_the_units_of_the_data() -> None:
     from statsmodels.datasets import elnino
 
-    source = elnino.load_pandas().data.drop(columns="YEAR").to_numpy(np.float64).ravel()
+    table = elnino.load_pandas().data
+    assert table is not None
+    source = table.drop(columns="YEAR").to_numpy(np.float64).ravel()
     windows = load("elnino", "test", window=36)
     found = windowed(windows, 3, 12, 0)
     start = int(732 * 0.8)
