@@ -87,7 +87,11 @@ def refilled(column: pd.Series, write: np.ndarray, new: np.ndarray) -> Any:
     if pd.api.types.is_bool_dtype(column.dtype):
         made[write] = new >= 0.5
     else:
-        made[write] = np.round(new).astype(np.int64) if pd.api.types.is_integer_dtype(column.dtype) else new
+        whole = pd.api.types.is_integer_dtype(column.dtype)
+        # Brought to the type here: pandas refuses numbers that lose digits in it.
+        kind = getattr(column.dtype, "numpy_dtype", column.dtype)
+        kind = np.int64 if whole else kind if pd.api.types.is_float_dtype(column.dtype) else np.float64
+        made[write] = (np.round(new) if whole else new).astype(kind)
     return made
 
 

@@ -257,6 +257,8 @@ def judged(
         if budget > 0 and not np.isnan(held[i]).all():
             chosen.append(i)
             budget -= one.values.size
+    if not chosen:
+        return {}
     error, inside, count = 0.0, 0, 0
     scale = np.nanstd(np.concatenate([one.values for one in shown]), axis=0)
     scale = np.where(scale > 0, scale, 1.0)

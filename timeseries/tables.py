@@ -107,6 +107,8 @@ def taken(X: Any, features: Sequence[str] | None = None, step: float = 0.0, argu
         DataError: see `frames`.
     """
     reading = X if isinstance(X, Reading) else read(X, label=argument)
+    if isinstance(X, list | tuple) and reading.index[0] is None and not isinstance(X[0], np.ndarray | Tensor):
+        X = np.array(X, dtype=np.float64)  # nested lists of numbers
     names = reading.names
     features = names if features is None else tuple(features)
     order = placed(names, features, argument)
