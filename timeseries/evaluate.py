@@ -217,7 +217,8 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
             return lambda found: shown(found.get(name), found["standard errors"].get(name))
 
         for name in ("CRPS", "CRPS exact", "CRPS-sum", "MAE", "RMSE", "energy score"):
-            add(name, plain(name))
+            if results["features"] > 1 or name != "CRPS-sum":  # of a single feature, the CRPS again
+                add(name, plain(name))
         for i, level in enumerate((0.5, 0.8, 0.9, 0.95)):
             if level != 0.9 and level != 0.5:
                 continue

@@ -28,7 +28,6 @@ from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.pipeline import Card
 from . import plotting
-from .appending import appended, next_index
 from .checks import place_of
 from .data import Windows
 from .drawing import Drawing
@@ -40,6 +39,7 @@ from .loading import device, load_model
 from .options import Sample
 from .pipeline import ImputationPipeline
 from .series import Series
+from .stamps import following
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
 from .tables import taken
@@ -83,15 +83,11 @@ def main(options: Sample) -> None:
     levels = sorted({0.05, 0.25, 0.5, 0.75, 0.95, *options.quantiles}) if options.plot else sorted(options.quantiles)
     found = table.theirs(summaries(pipeline, table.series[0], options, levels))  # the table's columns from here on
     length, point, bands = len(series), found[0], dict(zip(levels, found[1:], strict=True))
-    extra = {f"{level:g}": [bands[level][:length]] for level in options.quantiles}
-    content = reading.written([point[:length]], extra)
+    extra = {f"{level:g}": [bands[level]] for level in options.quantiles}
+    content = reading.written([point[:length]], extra, [point[length:]])
     stamps = pd.RangeIndex(length) if index is None else index
     if options.horizon:
-        stamps = stamps.append(next_index(stamps, length, options.horizon))
-        columns = {name: point[length:, k] for k, name in enumerate(reading.names)}
-        for level in options.quantiles:
-            columns |= {f"{name}@{level:g}": bands[level][length:, k] for k, name in enumerate(reading.names)}
-        content = appended(options.input, content, stamps, length, columns)
+        stamps = stamps.append(following(stamps, options.horizon))
     write(place_of(options), content)
     if options.plot is not None:
         picture(options.plot, reading.series[0], stamps, bands)
