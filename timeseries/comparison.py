@@ -20,7 +20,7 @@ from ..core.randomness import mix, seeded
 from .metrics import Scores, missing_rate
 from .targets import Strategy
 
-__all__ = ["Filled", "System", "Windowed", "compare", "hidden", "spaced"]
+__all__ = ["Filled", "System", "Windowed", "compare", "counted", "hidden", "spaced"]
 
 ELEMENTS = 1 << 25
 """Numbers of samples in memory at once."""
@@ -83,6 +83,11 @@ class Filled:
     figures: dict[str, Any]
     seconds: float
     shown: np.ndarray
+
+
+def counted(number: int, name: str) -> str:
+    """So many of what the name says: "1 row", "2 rows"."""
+    return f"{number:,} {name}" + "s" * (number != 1)
 
 
 def spaced(total: int, count: int) -> list[int]:

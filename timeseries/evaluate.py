@@ -26,7 +26,7 @@ from ..core.methods import GRIDS, SAMPLERS
 from ..core.report import Report
 from ..core.runs import command_line, make_folder
 from . import baselines, plotting
-from .comparison import Draw, Filled, System, Windowed, compare, hidden, spaced
+from .comparison import Draw, Filled, System, Windowed, compare, counted, hidden, spaced
 from .data import NAMES, Windows, load
 from .drawing import DEFAULT_SAMPLER, DEFAULT_STEPS, How
 from .loading import load_model, trained_with
@@ -124,7 +124,7 @@ def evaluate(
         "features": len(data.features),
         "samples": options.samples,
         "about": (
-            f"{len(data.values)} windows of {data.values.shape[1]} steps and {len(data.features)} features of {name}; "
+            f"{len(data.values)} windows of {data.values.shape[1]} steps and {counted(len(data.features), 'feature')} of {name}; "
             f"{options.samples} sample paths; errors, widths and energy scores in units of each feature's deviation in "
             "training; CRPS is CSDI's, relative to the mean size of the truth; ± is the standard error over windows"
         ),

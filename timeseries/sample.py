@@ -29,6 +29,7 @@ from ..core.files import write_atomically
 from ..core.pipeline import Card
 from . import plotting
 from .checks import place_of
+from .comparison import counted
 from .data import Windows
 from .drawing import Drawing
 from .evaluate import how, used
@@ -72,8 +73,8 @@ def main(options: Sample) -> None:
     (series,), (index,) = reading.series, reading.index
     missing = int(np.isnan(series.values).sum())
     print(
-        f"{options.input}: {len(series)} rows of {len(series.names)} columns, {missing} cells to fill"
-        + (f", {options.horizon} rows to add" if options.horizon else ""),
+        f"{options.input}: {counted(len(series), 'row')} of {counted(len(series.names), 'column')}, {counted(missing, 'cell')} to fill"
+        + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
     pipeline = model_for(reading, options)
@@ -91,7 +92,9 @@ def main(options: Sample) -> None:
     write(place_of(options), content)
     if options.plot is not None:
         picture(options.plot, reading.series[0], stamps, bands)
-    told = f"{missing} cells filled" + (f" and {options.horizon} rows added" if options.horizon else "")
+    told = f"{counted(missing, 'cell')} filled" + (
+        f" and {counted(options.horizon, 'row')} added" if options.horizon else ""
+    )
     print(f"{told}: {place_of(options)}" + (f"; picture: {options.plot}" if options.plot else ""))
 
 

@@ -22,7 +22,7 @@ from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
-from .comparison import spaced
+from .comparison import counted, spaced
 from .csdi import CSDIConfig
 from .data import Windows, load
 from .model import SeriesConfig, SeriesModel, kernel_of
@@ -51,7 +51,7 @@ def main(options: Train) -> None:
 
     def announce(size: int) -> None:
         print(
-            f"{data.name}: {len(data)} windows of {data.window} steps and {len(data.features)} features to train on; "
+            f"{data.name}: {len(data)} windows of {data.window} steps and {counted(len(data.features), 'feature')} to train on; "
             f"network of {size:,} parameters ({options.network}), targets: {', '.join(options.targets)}; "
             f"{machine()}",
             flush=True,
@@ -223,7 +223,7 @@ def card(data: Windows, options: Train, seconds: float) -> Card:
     return Card(
         title=f"Time series like {data.name.partition(' (')[0]}",
         summary=f"A diffusion model that fills gaps and forecasts, in windows of {data.window} steps of "
-        f"{len(data.features)} features ({shown}).",
+        f"{counted(len(data.features), 'feature')} ({shown}).",
         data=f"{data.name}, {len(data)} training windows; targets: {', '.join(options.targets)}",
         command=command_line(options, "train", "timeseries"),
         time=f"{seconds / 60:.1f} minutes",

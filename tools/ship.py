@@ -121,9 +121,9 @@ def timeseries(run: Path, data_root: Path | None) -> Run:
         load_timeseries(str(run)),
         timeseries_train.card(data, trained, seconds(run, trained)),
         timeseries_evaluate.table,
-        f"Knows the {len(data.features)} features of its training set, in its units and at its spacing in time, and "
-        "no others: fit a model of your own to other series, which takes a minute. Uncertainty is calibrated on data "
-        "like the training set's; of a process that changes, it knows nothing.",
+        f"Knows the features of its training set ({len(data.features)} of them), in its units and at its spacing in "
+        "time, and no others: fit a model of your own to other series, which takes a minute. Its intervals hold for "
+        "data like the training set's; of a process that changes, they know nothing.",
     )
 
 
