@@ -5,9 +5,10 @@ observed there, and its noisy state if nothing is. All but the state is the *sid
 states and steps. Blocks along time and along features follow in turn (`blocks`); the noise level scales and shifts
 every layer norm. The output starts at zero.
 
-One cell has 64 features only, so on a processor time goes into attention weights and into passes over arrays, hardly
-into arithmetic (in bfloat16, where the products with weights take 5 % of CSDI's time). Hence few heads, one norm per
-block, attention and perceptron side by side, and no side information that is projected again in every layer.
+One cell has 64 features only, so on a processor time goes into attention weights and passes over arrays more than into
+arithmetic. Hence few heads, one norm per block, attention and perceptron side by side, and no side information that is
+projected again in every layer. On 16 windows of 48 rows and 35 features a training step took 0.31 times that of CSDI as
+published, 0.27 times with both in bfloat16 (one thread of a busy machine).
 """
 
 from __future__ import annotations

@@ -169,9 +169,12 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     lengths = torch.tensor([L, 4, 1])
     present = torch.arange(L) < lengths[:, None]
     padded = network(x, c, **inputs, present=present)
-    garbage = {name: torch.where(present.view(B, L, *[1] * (v.ndim - 2)), v, 77) for name, v in inputs.items()}
-    garbage["known"] = inputs["known"] | ~present[:, :, None]
-    other = network(torch.where(present[..., None], x, 1e3), c, **garbage, present=present)
+    garbage = {
+        "observed": torch.where(present[..., None], inputs["observed"], math.nan),
+        "known": inputs["known"] | ~present[..., None],
+        "stamps": torch.where(present, inputs["stamps"], 77.0),
+    }
+    other = network(torch.where(present[..., None], x, math.nan), c, **garbage, present=present)
     torch.testing.assert_close(other, padded, rtol=1e-12, atol=1e-12)
     assert bool((padded.masked_select(~present[..., None]) == 0).all())
     for b, n in enumerate(lengths.tolist()):

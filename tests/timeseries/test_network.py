@@ -82,7 +82,8 @@ def test_padding_changes_nothing(config: SeriesNetConfig) -> None:
     garbage = dict(inputs)
     for name in ("x", "observed", "known", "stamps"):
         v = inputs[name]
-        garbage[name] = torch.where(present.view(B, L, *[1] * (v.ndim - 2)), v, 77 if v.is_floating_point() else True)
+        other = {"x": math.nan, "observed": math.nan, "known": True, "stamps": 77.0}[name]
+        garbage[name] = torch.where(present.view(B, L, *[1] * (v.ndim - 2)), v, other)
     close(network(**garbage, present=present), padded)
     assert bool((padded.masked_select(~present[..., None]) == 0).all())
     for b, n in enumerate(lengths):
@@ -210,6 +211,8 @@ def test_gradients_reach_every_parameter(config: SeriesNetConfig) -> None:
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 1e-9, name
+    for parameter in (network.modulation.bias, network.given.weight, network.column.weight, network.state):
+        assert parameter.grad is not None and bool((parameter.grad.abs() > 1e-12).all())  # each number of them
 
 
 def test_the_gradient_is_that_of_the_function() -> None:
