@@ -163,6 +163,12 @@ def test_tables_come_back_as_they_were():
     assert not made.isna().any().any()
 
 
+def test_integers_are_rounded_not_cut():
+    own = table(4, n=pd.array([1, None, None, None], dtype="Int64"))
+    made = read(own).written([np.array([[0.0], [7.75], [-7.75], [np.nan]])])
+    assert made["n"].tolist() == [1, 8, -8, pd.NA]
+
+
 def test_kept_columns_and_extra_columns():
     own = table(3, name=["x", "y", None], a=[1.0, np.nan, 3.0], b=[np.nan, 5.0, 6.0])
     with pytest.raises(DataError, match=r"column 'name', row 1: 'x' is no number"):

@@ -100,3 +100,10 @@ def test_constants_are_features_of_one_value():
     second = np.array([[[1.0, 2.0, np.nan, 0.1], [np.nan, 2.0, np.nan, 0.1 + 1e-16 + 1e-17]]])
     assert constants([first, second]).tolist() == [True, True, False, False]
     assert constants([first, second[:, :1]]).tolist() == [True, True, False, True]
+
+
+def test_variation_by_rounding_is_none():
+    values = np.full((50, 1), 0.3)
+    values[::7] = 0.1 + 0.2
+    assert fit_scale([values])[1][0] == 1.0
+    assert fit_scale([values], "window")[1][0] == 1.0
