@@ -107,7 +107,7 @@ def test_a_given_pipeline_is_used_as_it_is() -> None:
 def test_imputer_in_a_chain_and_cloned(trained: None) -> None:
     chain = make_pipeline(DiffusionImputer(count=9), StandardScaler())
     assert np.isfinite(chain.fit_transform(table())).all()
-    assert list(chain.get_feature_names_out()) == ["a", "b"]
+    assert np.asarray(chain.get_feature_names_out()).tolist() == ["a", "b"]
     copy = clone(DiffusionImputer(count=9, steps=4))
     assert isinstance(copy, DiffusionImputer)
     copy.set_params(steps=6)
