@@ -89,8 +89,8 @@ def refilled(column: pd.Series, write: np.ndarray, new: np.ndarray) -> Any:
     else:
         whole = pd.api.types.is_integer_dtype(column.dtype)
         # Brought to the type here: pandas refuses numbers that lose digits in it.
-        kind = getattr(column.dtype, "numpy_dtype", column.dtype)
-        kind = np.int64 if whole else kind if pd.api.types.is_float_dtype(column.dtype) else np.float64
+        floating: Any = getattr(column.dtype, "numpy_dtype", column.dtype)
+        kind: Any = np.int64 if whole else floating if pd.api.types.is_float_dtype(column.dtype) else np.float64
         made[write] = (np.round(new) if whole else new).astype(kind)
     return made
 

@@ -86,7 +86,7 @@ class Drawing:
     """Of times; calibrated solvers have their own."""
     fill: Fill | None = None
     """In place of a sampler, for a model that was trained with no given cells: every cell is drawn, and `fill` keeps
-    the given ones in, as `core.inpainting.repaint` does, or `inpainting.particles(n)`."""
+    the given ones in, as `core.inpainting.repaint` does, or `replacement.particles(n)`."""
     seed: int = 0
     """Sample s of a window depends on this, the number of its series, its place there and s alone."""
     first: int = 0

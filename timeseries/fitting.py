@@ -51,8 +51,10 @@ JUDGED = 4096
 """Cells of the rows that are imputed to judge the model."""
 BANK = 4096
 """Windows whose gaps are patterns."""
-SPEED = 400_000
-"""Cells of windows trained on in a second by two cores, at width 32 with two blocks."""
+SECONDS = 60.0
+"""Of training."""
+SPEED, OVERHEAD = 8e6, 0.015
+"""Cells times width times blocks that two cores train on in a second, and seconds that every step takes besides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,11 +205,14 @@ def network_for(series: Sequence[Series]) -> SeriesNetConfig:
 
 
 def options_for(data: Windows, network: SeriesNetConfig | CSDIConfig, seed: int) -> TrainingOptions:
-    """Sixteen windows a step, and steps for about a minute on two cores."""
-    cost = network.num_parameters / 30_000
-    batch = 16
-    steps = int(60 * SPEED / max(1.0, cost) / (batch * data.window * len(data.features)))
-    steps = max(200, min(4000, steps))
+    """Steps of sixteen windows for about a minute on two cores; of eight where that would be few steps."""
+    cells = data.window * len(data.features) * work(network)
+    steps, batch = 0, 16
+    for batch in (16, 8):
+        steps = int(SECONDS / (OVERHEAD + batch * cells / SPEED))
+        if steps >= 400:
+            break
+    steps = max(200, min(3000, steps))
     return TrainingOptions(
         steps=steps,
         batch_size=batch,
@@ -219,6 +224,13 @@ def options_for(data: Windows, network: SeriesNetConfig | CSDIConfig, seed: int)
         seed=seed,
         progress=False,
     )
+
+
+def work(network: SeriesNetConfig | CSDIConfig) -> float:
+    """What a network costs for each cell: its width times its blocks, half without attention over features."""
+    if isinstance(network, CSDIConfig):
+        return 2.0 * network.channels * network.layers
+    return network.width * network.blocks * network.axes / 2
 
 
 def strategy_for(seen: Tensor, window: int) -> Strategy:

@@ -22,6 +22,7 @@ from polydiff.core.methods import SAMPLERS
 from polydiff.timeseries.drawing import DEFAULT_GRID, Drawing, even, snapped
 from polydiff.timeseries.model import SCHEDULES, SeriesConfig, SeriesModel
 from polydiff.timeseries.pipeline import ImputationPipeline
+from polydiff.timeseries.replacement import particles
 from tests.timeseries.exact import autoregressive, conditional, exact_pipeline, small, small_csdi
 
 L, K = 6, 2
@@ -171,13 +172,11 @@ def test_quantiles_and_points_are_those_of_the_samples():
 # --- the law
 
 
-@pytest.mark.parametrize(
-    ("sampler", "steps"), [(ancestral, 200), (None, 40), (dpm_solver_pp_2m, 30), (partial(ddim, eta=0.5), 100)]
-)
+@pytest.mark.parametrize(("sampler", "steps"), [(ancestral, 80), (None, 40), (dpm_solver_pp_2m, 30)])
 def test_it_draws_from_the_conditional_law(sampler: Any, steps: int):
     centre, scale = torch.tensor([10.0, -5.0]).double(), torch.tensor([2.0, 30.0]).double()
     pipeline, _ = exact_pipeline(L, K, centre=centre, scale=scale)
-    count = 3000
+    count = 1500
     samples = torch.from_numpy(pipeline.samples(X[0], count, steps=steps, sampler=sampler))
     z = ((samples - centre) / scale).flatten(1)
     known = ~torch.from_numpy(np.isnan(X[0]).flatten())
@@ -207,13 +206,13 @@ def test_ten_calls_by_default_and_their_intervals():
     pipeline, exact = exact_pipeline(L, K)
     rng = np.random.default_rng(1)
     root = np.linalg.cholesky(autoregressive(L, K).numpy())
-    truth = (rng.normal(size=(200, L * K)) @ root.T).reshape(200, L, K)
+    truth = (rng.normal(size=(100, L * K)) @ root.T).reshape(100, L, K)
     missing = rng.random(truth.shape) < 0.5
     low, high = pipeline.quantile(np.where(missing, np.nan, truth), (0.05, 0.95), count=99, batch_size=20_000)
     assert len(exact.states) == 10
     inside = ((low <= truth) & (truth <= high))[missing].mean()
-    # 99 samples: the interval between order statistics 5.9 and 94.1 covers 0.882; 1,200 cells.
-    assert 0.84 < inside < 0.92
+    # 99 samples: the interval between order statistics 5.9 and 94.1 covers 0.882; 600 cells.
+    assert 0.83 < inside < 0.93
 
 
 def test_a_window_without_observations_is_drawn_from_the_model():
@@ -244,13 +243,29 @@ def test_an_unconditional_model_with_replacement():
         pipeline.samples(x, 2, fill=repaint, sampler=ddim)
 
 
+def test_an_unconditional_model_with_particles():
+    pipeline, exact = exact_pipeline(4, 1)
+    x = np.array([[1.5], [np.nan], [np.nan], [1.5]])
+    samples = pipeline.samples(x, 400, steps=20, fill=particles(20))
+    assert (samples[:, [0, 3], 0] == 1.5).all()
+    assert set(exact.states) == {8000}
+    mean, covariance = conditional(
+        autoregressive(4, 1), torch.tensor([1.5, 0, 0, 1.5]).double(), torch.tensor([True, False, False, True])
+    )
+    np.testing.assert_allclose(samples[:, 1:3, 0].mean(0), mean, atol=0.15)
+    np.testing.assert_allclose(samples[:, 1:3, 0].std(0), covariance.diagonal().sqrt(), atol=0.12)
+    np.testing.assert_array_equal(pipeline.samples(x, 3, first=7, steps=20, fill=particles(20)), samples[7:10])
+    with pytest.raises(ArgumentError, match="particles"):
+        particles(0)
+
+
 def test_forecasts_follow_the_law():
     pipeline, _ = exact_pipeline(8, 1)
     x = np.array([0.0, 0.5, 1.0, 2.0])[:, None]
-    samples = pipeline.futures(x, 10, 3000, steps=30)
+    samples = pipeline.futures(x, 10, 1200, steps=25)
     ahead = np.arange(1, 11)
-    np.testing.assert_allclose(samples[..., 0].mean(0), 2 * 0.8**ahead, atol=0.1)
-    np.testing.assert_allclose(samples[..., 0].std(0), np.sqrt(1 - 0.64**ahead), atol=0.07)
+    np.testing.assert_allclose(samples[..., 0].mean(0), 2 * 0.8**ahead, atol=0.13)
+    np.testing.assert_allclose(samples[..., 0].std(0), np.sqrt(1 - 0.64**ahead), atol=0.1)
     near = np.corrcoef(samples[:, 3, 0], samples[:, 4, 0])[0, 1]  # the seam of two blocks
     joint = 0.8 * np.sqrt((1 - 0.64**4) / (1 - 0.64**5))
     assert near == pytest.approx(joint, abs=0.05)

@@ -148,7 +148,7 @@ def test_one_sample_does_not_write_to_what_came():
 def test_paths_go_through_their_seams():
     # Windows filled by the exact conditional law of an autoregression: neighbours correlate at a seam as anywhere.
     # Across a stretch so little correlation is left that windows of the first pass may be independent.
-    phi, window, length, count = 0.5, 16, 60, 2000
+    phi, window, length, count = 0.5, 16, 60, 800
     covariance = autoregressive(window, 1, phi)
 
     def fill(windows: Sequence[Window]) -> list[Tensor]:
@@ -167,7 +167,7 @@ def test_paths_go_through_their_seams():
 
     (paths,) = run(fill, [series(torch.full((length, 1), torch.nan, dtype=torch.float64), 0, window)], range(count))
     x = paths.squeeze(-1)
-    torch.testing.assert_close(x.var(0), torch.ones(length, dtype=torch.float64), atol=0.14, rtol=0)
+    torch.testing.assert_close(x.var(0), torch.ones(length, dtype=torch.float64), atol=0.22, rtol=0)
     near = (x[:, 1:] * x[:, :-1]).mean(0)
-    # The standard error is about 0.025; a break would be a correlation of 0.
-    torch.testing.assert_close(near, torch.full_like(near, phi), atol=0.1, rtol=0)
+    # The standard error is about 0.04; a break would be a correlation of 0.
+    torch.testing.assert_close(near, torch.full_like(near, phi), atol=0.16, rtol=0)
