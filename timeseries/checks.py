@@ -12,7 +12,7 @@ from ..core.runs import check_begun, model_folder
 if TYPE_CHECKING:
     from .options import Sample, Train
 
-__all__ = ["PICTURES", "TABLES", "check_sample", "check_train", "place_of"]
+__all__ = ["PICTURES", "TABLES", "check_sample", "check_train", "place_of", "source"]
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 PICTURES = (".png", ".svg", ".pdf")
@@ -33,12 +33,13 @@ def check_train(options: Train) -> None:
 
 def check_sample(options: Sample) -> None:
     """Errors of the input, of what is asked of it, and of the files to write."""
-    check_table("input", options.input)
-    if not options.input.is_file():
-        raise DataError(f"{options.input}: no such file")
+    given = source(options)
+    check_table("input", given)
+    if not given.is_file():
+        raise DataError(f"{given}: no such file")
     out = place_of(options)
-    check_file("--out", out, (options.input.suffix.lower(),))
-    if out.exists() and options.input.resolve() == out.resolve():
+    check_file("--out", out, (given.suffix.lower(),))
+    if out.exists() and given.resolve() == out.resolve():
         raise ArgumentError("--out", str(out), "another file than the input, which stays as it is")
     if options.plot is not None:
         check_file("--plot", options.plot, PICTURES)
@@ -60,9 +61,16 @@ def check_sample(options: Sample) -> None:
         raise ArgumentError("--keep", str(options.fitting.keep), "a folder; this is a file")
 
 
+def source(options: Sample) -> Path:
+    """The table; an ArgumentError without one."""
+    if options.input is None:
+        raise ArgumentError("input", None, f"a table to fill: a file {', '.join(TABLES)}")
+    return options.input
+
+
 def place_of(options: Sample) -> Path:
     """The file for the filled table."""
-    return Path("runs") / f"filled{options.input.suffix.lower()}" if options.out is None else options.out
+    return Path("runs") / f"filled{source(options).suffix.lower()}" if options.out is None else options.out
 
 
 def check_table(argument: str, path: Path) -> None:

@@ -124,7 +124,8 @@ def evaluate(
         "features": len(data.features),
         "samples": options.samples,
         "about": (
-            f"{len(data.values)} windows of {data.values.shape[1]} steps and {counted(len(data.features), 'feature')} of {name}; "
+            f"{counted(len(data.values), 'window')} of {counted(data.values.shape[1], 'step')} and "
+            f"{counted(len(data.features), 'feature')} of {name}; "
             f"{options.samples} sample paths; errors, widths and energy scores in units of each feature's deviation in "
             "training; CRPS is CSDI's, relative to the mean size of the truth; ± is the standard error over windows"
         ),

@@ -139,7 +139,7 @@ class Sample:
     --quantiles. Without --model a model is fitted to the table first, which takes about a minute.
     """
 
-    input: tyro.conf.Positional[Path]
+    input: tyro.conf.Positional[Path | None] = None
     """A .csv, .tsv or .parquet file, one row for each time; empty cells are missing. A column of dates or called date,
     time, datetime, timestamp or ds is the time; without one, rows are one step apart."""
     model: str | None = None

@@ -28,7 +28,7 @@ from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.pipeline import Card
 from . import plotting
-from .checks import place_of
+from .checks import place_of, source
 from .comparison import counted
 from .data import Windows
 from .drawing import Drawing
@@ -73,7 +73,8 @@ def main(options: Sample) -> None:
     (series,), (index,) = reading.series, reading.index
     missing = int(np.isnan(series.values).sum())
     print(
-        f"{options.input}: {counted(len(series), 'row')} of {counted(len(series.names), 'column')}, {counted(missing, 'cell')} to fill"
+        f"{options.input}: {counted(len(series), 'row')} of {counted(len(series.names), 'column')}, "
+        f"{counted(missing, 'cell')} to fill"
         + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
@@ -105,7 +106,7 @@ def reading_of(options: Sample) -> Reading:
         DataError: naming the file, and the column and row at fault.
     """
     try:
-        return read_file(options.input, keep=options.carry, time=options.time_column)
+        return read_file(source(options), keep=options.carry, time=options.time_column)
     except DataError as error:  # the hint of the library is an argument in Python
         raise DataError(
             str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")
@@ -132,9 +133,9 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
         print(f"{name}: {value:.4g}")
     if fitting.keep is not None:
         card = Card(
-            title=f"Time series like {options.input.name}",
+            title=f"Time series like {source(options).name}",
             summary=f"Fills gaps of {len(series.names)} columns, in windows of {pipeline.config.window} rows.",
-            data=f"{options.input.name}, {len(series)} rows",
+            data=f"{source(options).name}, {len(series)} rows",
             seed=options.seed,
             figures=pipeline.validation,
             limits="Knows this one table: its columns, its units, its spacing in time.",

@@ -51,7 +51,8 @@ def main(options: Train) -> None:
 
     def announce(size: int) -> None:
         print(
-            f"{data.name}: {len(data)} windows of {data.window} steps and {counted(len(data.features), 'feature')} to train on; "
+            f"{data.name}: {counted(len(data), 'window')} of {counted(data.window, 'step')} and "
+            f"{counted(len(data.features), 'feature')} to train on; "
             f"network of {size:,} parameters ({options.network}), targets: {', '.join(options.targets)}; "
             f"{machine()}",
             flush=True,

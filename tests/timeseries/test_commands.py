@@ -219,6 +219,7 @@ def test_calibrated_solvers_are_kept_and_used(run: Path, gaps: Path, tmp_path: P
         (["train", "--data", "elnino", "--targets", "historical"], "no gaps"),
         (["train", "--heads", 3, "--width", 8], "heads"),
         (["train", "--resume"], "--resume"),
+        (["sample", "--model", "RUN"], "input"),
         (["sample", "/nowhere/at/all.csv", "--model", "RUN"], "nowhere"),
         (["sample", "FOLDER/gaps.txt", "--model", "RUN"], ".csv"),
         (["sample", "FOLDER/text.csv", "--model", "RUN"], "column 'low', row 2: 'warm' is no number; --carry"),
