@@ -20,6 +20,7 @@ demo: setup  ## train, sample and evaluate on real data; writes runs/demo*/index
 	$(BIN)/polydiff demo vision
 	$(BIN)/polydiff demo text
 	$(BIN)/polydiff demo molecules
+	$(BIN)/polydiff demo timeseries
 
 test: setup  ## the tests, without the slow ones
 	$(PYTEST)

@@ -16,7 +16,7 @@ from ..core.commands import run
 
 __all__ = ["COMMANDS", "DOMAINS", "main"]
 
-DOMAINS = ("vision", "text", "molecules")
+DOMAINS = ("vision", "text", "molecules", "timeseries")
 
 METHODS = "run every method of the core on the smallest case of every domain, and print what works"
 
@@ -37,6 +37,7 @@ examples:
   polydiff train text --data novels --out runs/novels           text: any file or folder will do, too
   polydiff sample text --model runs/novels --prompt "it was "   write on; --infill "the [MASK:3] sat" fills gaps
   polydiff sample molecules in.smi -o out.sdf                   conformers of every SMILES in a file
+  polydiff sample timeseries gaps.csv -o filled.csv             gaps of a table filled; --horizon 24 forecasts
   polydiff methods                                              what works in which domain, by running it
 
 Options in full: polydiff COMMAND DOMAIN --help. An error is one line; --traceback shows where it came from.

@@ -31,6 +31,10 @@ from polydiff.text import train as text_train
 from polydiff.text.loading import load_model as load_text
 from polydiff.text.loading import vocabulary_named
 from polydiff.text.options import Train as TrainText
+from polydiff.timeseries import evaluate as timeseries_evaluate
+from polydiff.timeseries import train as timeseries_train
+from polydiff.timeseries.loading import load_model as load_timeseries
+from polydiff.timeseries.options import Train as TrainTimeseries
 from polydiff.vision import data as vision_data
 from polydiff.vision import evaluate as vision_evaluate
 from polydiff.vision import train as vision_train
@@ -109,10 +113,29 @@ def conformers(run: Path, data_root: Path | None, trained: TrainMolecules) -> Ru
     )
 
 
-DOMAINS: dict[str, Callable[[Path, Path | None], Run]] = {"vision": vision, "text": text, "molecules": molecules}
+def timeseries(run: Path, data_root: Path | None) -> Run:
+    """A run of time series."""
+    trained = load(run / "config.json", "train", "timeseries", TrainTimeseries)
+    data = timeseries_train.data_of(replace(trained, data_root=data_root), "train")
+    return Run(
+        load_timeseries(str(run)),
+        timeseries_train.card(data, trained, seconds(run, trained)),
+        timeseries_evaluate.table,
+        f"Knows the features of its training set ({len(data.features)} of them), in its units and at its spacing in "
+        "time, and no others: fit a model of your own to other series, which takes a minute. Its intervals hold for "
+        "data like the training set's; of a process that changes, they know nothing.",
+    )
 
 
-def seconds(run: Path, trained: TrainVision | TrainText | TrainMolecules) -> float:
+DOMAINS: dict[str, Callable[[Path, Path | None], Run]] = {
+    "vision": vision,
+    "text": text,
+    "molecules": molecules,
+    "timeseries": timeseries,
+}
+
+
+def seconds(run: Path, trained: TrainVision | TrainText | TrainMolecules | TrainTimeseries) -> float:
     """How long the training took."""
     return read_records(run, last=trained.training.steps)[-1]["seconds"]
 

@@ -18,7 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-READMES = [ROOT / "README.md"] + [ROOT / folder / "README.md" for folder in ("core", "vision", "text", "molecules")]
+FOLDERS = ("core", "vision", "text", "molecules", "timeseries")
+READMES = [ROOT / "README.md"] + [ROOT / folder / "README.md" for folder in FOLDERS]
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

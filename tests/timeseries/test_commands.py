@@ -1,0 +1,267 @@
+"""The time-series commands, end to end on small tables: train, resume, sample, calibrate, evaluate; bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from polydiff.cli.main import main
+from polydiff.timeseries.loading import load_model
+
+SMALL = ["--width", 8, "--blocks", 1, "--window", 16, "--batch-size", 4, "--warmup", 0, "--decay-to", 1]
+SMALL += ["--no-progress", "--cpu"]
+DRAWN = ["--samples", 4, "--steps", 2, "--no-progress"]
+
+
+def polydiff(*words: object) -> int:
+    """Run the command in this process; its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    return int(ended.value.code or 0)
+
+
+def table(rows: int = 60, seed: int = 0) -> pd.DataFrame:
+    """Two daily series with gaps, numbers of various kinds, and a remark."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(rows)
+    frame = pd.DataFrame(
+        {
+            "day": pd.date_range("2021-03-01", periods=rows, freq="D").strftime("%Y-%m-%d"),
+            "low": np.sin(t / 4) + 0.1 * rng.standard_normal(rows),
+            "high": 50 + 9 * np.cos(t / 4) + rng.standard_normal(rows),
+        }
+    )
+    for name in ("low", "high"):
+        frame.loc[rng.random(rows) < 0.2, name] = np.nan
+    frame.loc[0, ["low", "high"]] = (1 / 3, 42.0)
+    return frame
+
+
+def trained(folder: Path, *words: object, steps: int = 2) -> Path:
+    assert polydiff("train", "timeseries", *SMALL, *words, "--steps", steps, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gaps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table as CSV, its last row without a line's end."""
+    path = tmp_path_factory.mktemp("tables") / "gaps.csv"
+    path.write_text(table().to_csv(index=False).rstrip("\n"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of four steps on that table."""
+    return trained(tmp_path_factory.mktemp("runs") / "first", "--data", gaps, steps=4)
+
+
+def cells(path: Path) -> list[list[str]]:
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+def test_train_writes_all_that_is_promised(run: Path, gaps: Path) -> None:
+    assert {p.name for p in run.iterdir()} == {".lock", "config.json", "checkpoints", "metrics.jsonl", "logs", "model"}
+    card = (run / "model" / "README.md").read_text()
+    assert f"polydiff train timeseries --data {gaps} --window 16 --width 8 --blocks 1 --steps 4" in card
+    config = json.loads((run / "config.json").read_text())
+    assert (config["format_version"], config["command"], config["domain"]) == (1, "train", "timeseries")
+    pipeline = load_model(str(run))
+    assert (pipeline.config.features, pipeline.config.window, pipeline.config.step) == (("low", "high"), 16, 86400.0)
+    seen = table()[["low", "high"]].iloc[:42]  # the first 70 %
+    np.testing.assert_allclose(pipeline.model.centre.numpy(), seen.mean().to_numpy(), rtol=1e-12)
+    np.testing.assert_allclose(pipeline.model.scale.numpy(), seen.std(ddof=0).to_numpy(), rtol=1e-12)
+
+
+def test_a_stopped_run_goes_on_and_a_second_start_is_refused(run: Path, gaps: Path, tmp_path: Path, capsys) -> None:
+    out = trained(tmp_path / "run", "--data", gaps, steps=2)
+    assert polydiff("train", "timeseries", *SMALL, "--data", gaps, "--steps", 2, "--out", out) == 2
+    assert "resume" in capsys.readouterr().err
+    assert polydiff("train", "timeseries", "--out", out, "--resume", "--steps", 4) == 0
+    whole, parts = (load_model(str(folder)).model.state_dict() for folder in (run, out))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_sample_keeps_what_came_to_the_letter(run: Path, gaps: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "filled.csv"
+    words = ["--quantiles", 0.05, 0.5, 0.95, "--plot", tmp_path / "plot.png"]
+    assert polydiff("sample", "timeseries", gaps, "-o", out, "--model", run, *DRAWN, *words) == 0
+    said = capsys.readouterr().out
+    before, after = cells(gaps), cells(out)
+    ahead = [f"{name}@{level}" for level in ("0.05", "0.5", "0.95") for name in ("low", "high")]
+    assert after[0] == [*before[0], *ahead]
+    assert len(after) == len(before)
+    missing = 0
+    for old, new in zip(before[1:], after[1:], strict=True):
+        for k in (0, 1, 2):
+            assert new[k] == old[k] or (old[k] == "" and np.isfinite(float(new[k])))
+        for k in (1, 2):
+            missing += old[k] == ""
+            low, middle, high = (float(new[j]) for j in (k + 2, k + 4, k + 6))
+            assert low <= middle <= high
+            assert float(new[k]) == middle  # filled with the median
+            assert old[k] == "" or low == high
+    assert missing > 10
+    assert f"{missing} cells filled" in said and "the model's" not in said
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in tmp_path.iterdir()} == {"filled.csv", "plot.png"}  # nothing unfinished
+
+
+def test_sample_is_the_same_again_and_mean_is_another_summary(run: Path, gaps: Path, tmp_path: Path) -> None:
+    for name, words in {"a": [], "b": [], "c": ["--seed", 1], "d": ["--mean"]}.items():
+        path = tmp_path / f"{name}.csv"
+        assert polydiff("sample", "timeseries", gaps, "-o", path, "--model", run, *DRAWN, *words) == 0
+    a, b, c, d = ((tmp_path / f"{name}.csv").read_bytes() for name in "abcd")
+    assert a == b
+    assert len({a, c, d}) == 3
+    found = load_model(str(run)).impute(table().set_index("day"), count=4, steps=2)
+    drawn = pd.read_csv(tmp_path / "a.csv")
+    np.testing.assert_allclose(found.to_numpy(), drawn[["low", "high"]].to_numpy(), rtol=1e-6)
+
+
+def test_a_horizon_adds_rows_that_follow(run: Path, gaps: Path, tmp_path: Path) -> None:
+    out = tmp_path / "filled.csv"
+    words = ["--horizon", 20, "--quantiles", 0.1, 0.9, "--plot", tmp_path / "plot.svg"]
+    assert polydiff("sample", "timeseries", gaps, "-o", out, "--model", run, *DRAWN, *words) == 0
+    plain = tmp_path / "plain.csv"
+    assert polydiff("sample", "timeseries", gaps, "-o", plain, "--model", run, *DRAWN, "--quantiles", 0.1, 0.9) == 0
+    found = cells(out)
+    assert found[: len(cells(plain))] == cells(plain)  # a horizon changes nothing of what lies before
+    ahead = found[len(cells(plain)) :]
+    days = pd.date_range("2021-04-30", periods=20, freq="D").strftime("%Y-%m-%d")
+    assert [row[0] for row in ahead] == list(days)
+    values = np.array([row[1:] for row in ahead], dtype=float)
+    assert np.isfinite(values).all()
+    assert (values[:, 2:4] <= values[:, 4:6]).all() and (values[:, 2:4] < values[:, 4:6]).any()
+    assert not out.read_text().endswith("\n")  # as the input
+    assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_parquet_keeps_its_types(run: Path, tmp_path: Path) -> None:
+    frame = table()
+    frame["day"] = pd.to_datetime(frame["day"])
+    frame["high"] = frame["high"].round().astype("Int64")
+    frame["remark"] = "ok"
+    frame[["remark", "high", "day", "low"]].to_parquet(tmp_path / "in.parquet")
+    out = tmp_path / "out.parquet"
+    words = ["--carry", "remark", "--horizon", 3]
+    assert polydiff("sample", "timeseries", tmp_path / "in.parquet", "-o", out, "--model", run, *DRAWN, *words) == 0
+    before, after = pd.read_parquet(tmp_path / "in.parquet"), pd.read_parquet(out)
+    assert list(after.columns) == list(before.columns)
+    assert list(after.dtypes) == list(before.dtypes)
+    assert len(after) == len(before) + 3
+    for name in ("low", "high"):
+        seen = before[name].notna()
+        assert after[name][: len(before)][seen].tolist() == before[name][seen].tolist()
+        assert not after[name].isna().tolist().count(True)
+    assert set(after["day"].diff().dropna()) == {pd.Timedelta(days=1)}
+    assert after["remark"].isna().tolist() == [False] * len(before) + [True] * 3
+
+
+def test_without_a_model_one_is_fitted_and_kept(gaps: Path, tmp_path: Path, capsys) -> None:
+    words = ["--fit-steps", 3, "--window", 8, "--keep", tmp_path / "kept"]
+    assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "a.csv", *DRAWN, *words) == 0
+    assert "--keep" in capsys.readouterr().out
+    again = ["--model", tmp_path / "kept"]
+    assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "b.csv", *DRAWN, *again) == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert load_model(str(tmp_path / "kept")).config.window == 8
+
+
+def test_a_table_without_gaps_comes_back(run: Path, tmp_path: Path) -> None:
+    whole = table().ffill().to_csv(index=False)
+    (tmp_path / "whole.csv").write_text(whole)
+    assert (
+        polydiff("sample", "timeseries", tmp_path / "whole.csv", "-o", tmp_path / "o.csv", "--model", run, *DRAWN) == 0
+    )
+    assert (tmp_path / "o.csv").read_text() == whole
+
+
+def test_one_row_and_columns_in_another_order_are_filled(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("high,low\n47.5,\n")
+    assert polydiff("sample", "timeseries", tmp_path / "in.csv", "-o", tmp_path / "o.csv", "--model", run, *DRAWN) == 0
+    head, row = (tmp_path / "o.csv").read_text().splitlines()
+    assert head == "high,low"
+    assert row.split(",")[0] == "47.5"
+    assert abs(float(row.split(",")[1])) < 10  # of `low`, not of `high`
+
+
+def test_calibrated_solvers_are_kept_and_used(run: Path, gaps: Path, tmp_path: Path, capsys) -> None:
+    folder = load_model(str(run)).save_pretrained(tmp_path / "model")
+    words = ["calibrate", "timeseries", "--model", folder, "--calls", 2, "--count", 8, "--fine", 10]
+    words += ["--iterations", 1, "--batch-size", 5]
+    assert polydiff(*words) == 2
+    assert "--data" in capsys.readouterr().err
+    assert polydiff(*words, "--data", gaps) == 0
+    said = capsys.readouterr().out
+    calibrated, best = (float(found) for found in re.findall(r"([\d.e-]+) (?:deviations|by the best)", said))
+    assert calibrated <= best
+    assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "o.csv", "--model", folder, *DRAWN) == 0
+    assert "the model's solver calibrated for 2 calls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--data", "/nowhere/at/all"], "nowhere"),
+        (["train", "--horizon", 3], "--horizon"),
+        (["train", "--targets", "forecast", "--horizon", 16, "--window", 16], "--horizon"),
+        (["train", "--targets", "random", "random"], "--targets"),
+        (["train", "--covariates", "none"], "--covariates"),
+        (["train", "--network", "csdi", "--inducing", 3], "--inducing"),
+        (["train", "--network", "csdi", "--schedule", "linear"], "--schedule"),
+        (["train", "--data", "elnino", "--targets", "historical"], "no gaps"),
+        (["train", "--heads", 3, "--width", 8], "heads"),
+        (["train", "--resume"], "--resume"),
+        (["sample", "--model", "RUN"], "input"),
+        (["sample", "/nowhere/at/all.csv", "--model", "RUN"], "nowhere"),
+        (["sample", "FOLDER/gaps.txt", "--model", "RUN"], ".csv"),
+        (["sample", "FOLDER/text.csv", "--model", "RUN"], "column 'low', row 2: 'warm' is no number; --carry"),
+        (["sample", "FOLDER/infinite.csv", "--model", "RUN"], "column 'low', row 2"),
+        (["sample", "FOLDER/twice.csv", "--model", "RUN"], "rows 1 and 2 have the same time stamp"),
+        (["sample", "FOLDER/unsorted.csv", "--model", "RUN"], "row 2"),
+        (["sample", "FOLDER/other.csv", "--model", "RUN"], "without high"),
+        (["sample", "FOLDER/empty.csv"], "'low'"),
+        (["sample", "FOLDER/one.csv"], "--model"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--window", 8], "--window"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--quantiles", 0.5, 0.5], "--quantiles"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--quantiles", 1.5], "quantiles"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--plot", "a.gif"], "--plot"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--out", "a.parquet"], "--out"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--out", "FOLDER/good.csv"], "--out"),
+        (["sample", "FOLDER/good.csv", "--model", "/nowhere/at/all"], "nowhere"),
+        (["calibrate", "--model", "/nowhere/at/all"], "nowhere"),
+        (["evaluate", "--model", "RUN", "--data", "elnino"], "--data"),
+        (["evaluate", "--model", "RUN", "--targets", "forecast", "--horizon", 16], "--horizon"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line(words: list[object], said: str, run: Path, tmp_path: Path, capsys) -> None:
+    for name, text in {
+        "gaps.txt": "a\n1\n",
+        "good": "low,high\n1,2\n,3\n",
+        "text": "low,high\n1,2\nwarm,3\n",
+        "infinite": "low,high\n1,2\ninf,3\n",
+        "twice": "date,low,high\n2021-01-01,1,2\n2021-01-01,2,3\n",
+        "unsorted": "date,low,high\n2021-01-02,1,2\n2021-01-01,2,3\n",
+        "other": "low,higher\n1,2\n",
+        "empty": "low,high\n,2\n,3\n,4\n",
+        "one": "low,high\n,2\n",
+    }.items():
+        (tmp_path / (name if "." in name else f"{name}.csv")).write_text(text)
+    words = [run if word == "RUN" else str(word).replace("FOLDER", str(tmp_path)) for word in words]
+    out = [] if words[0] == "calibrate" or "--out" in words else ["--out", tmp_path / "out"]
+    if words[0] == "sample" and out:
+        out = ["--out", tmp_path / "out.csv"]
+    assert polydiff(words[0], "timeseries", *words[1:], *out) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("polydiff: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.csv").exists()

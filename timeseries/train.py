@@ -1,0 +1,240 @@
+"""Train a model of time series: `polydiff train timeseries`, `python -m polydiff.timeseries.train`, or `train(...)`.
+
+The run's folder holds `config.json` (what `--config` reads back), `checkpoints/`, `metrics.jsonl`, `logs/` for
+TensorBoard, and at the end `model/`, which `ImputationPipeline.from_pretrained` reads. `--network csdi` is the
+published network in the published recipe (quadratic betas of 50 steps, eps, unweighted), computed our way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ..core.commands import CONFIG_NAME, run
+from ..core.config import save
+from ..core.errors import ArgumentError
+from ..core.machine import machine
+from ..core.methods import WEIGHTS
+from ..core.names import WeightName
+from ..core.pipeline import Card
+from ..core.runs import check_begun, command_line
+from ..core.training import Trained
+from ..core.training import train as train_objective
+from .comparison import counted, spaced
+from .csdi import CSDIConfig
+from .data import Windows, load
+from .model import SeriesConfig, SeriesModel, kernel_of
+from .network import SeriesNetConfig
+from .objectives import Imputation
+from .options import NetworkName, TargetsName, Train
+from .pipeline import ImputationPipeline
+from .scaling import window_level
+from .sources import Split
+from .targets import Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, typical
+
+__all__ = ["data_of", "main", "objective_of", "series_config", "targets_of", "train"]
+
+
+WEIGHTING: Mapping[NetworkName, WeightName] = {"ours": "velocity", "csdi": "simple"}
+"""Where the options leave it open: unweighted in what the network predicts, v and the noise."""
+
+BANK = 4096
+"""Windows whose gaps are kept as patterns."""
+
+
+def main(options: Train) -> None:
+    """Train as the options say and write the model."""
+    check_begun(options)
+    data = data_of(options, "train")
+
+    def announce(size: int) -> None:
+        print(
+            f"{data.name}: {counted(len(data), 'window')} of {counted(data.window, 'step')} and "
+            f"{counted(len(data.features), 'feature')} to train on; "
+            f"network of {size:,} parameters ({options.network}), targets: {', '.join(options.targets)}; "
+            f"{machine()}",
+            flush=True,
+        )
+
+    _, trained = train(data, options, announce=announce)
+    if trained.is_main_process:
+        print(f"model in {options.out / 'model'}; use it: polydiff sample timeseries gaps.csv --model {options.out}")
+
+
+def train(
+    data: Windows,
+    options: Train,
+    *,
+    announce: Callable[[int], None] | None = None,
+    on_log: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[ImputationPipeline, Trained]:
+    """Train on a data set already loaded; returns the pipeline with averaged weights, and the history.
+
+    Args:
+        data: see `data_of`.
+        options: see there.
+        announce: called once with the number of parameters, before training begins.
+        on_log: called with each new entry of the log.
+
+    Raises:
+        ArgumentError: options that do not fit the data, or `options.out` holds a run already and `options.resume` is
+            False.
+        TrainingError, CheckpointError: see `core.training.train`.
+    """
+    config = series_config(data, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.training.seed)
+        model = SeriesModel(config, data.centre, data.scale)
+    pipeline = ImputationPipeline(config, model)
+    if announce is not None:
+        announce(sum(parameter.numel() for parameter in model.parameters()))
+    objective = objective_of(model, config, data, options)
+    trained = train_objective(
+        objective,
+        data,
+        options.training,
+        folder=options.out,
+        resume=options.resume,
+        # Only now is the folder known to hold no other run.
+        on_begin=lambda: save(options.out / CONFIG_NAME, "train", "timeseries", options),
+        on_log=on_log,
+    )
+    learnt = trained.ema.get_submodule(name_of(objective, model.denoiser))
+    model.denoiser.load_state_dict(learnt.state_dict())
+    model.eval()
+    if trained.is_main_process:
+        pipeline.save_pretrained(options.out / "model", card=card(data, options, trained.history[-1]["seconds"]))
+    return pipeline, trained
+
+
+def name_of(objective: nn.Module, part: nn.Module) -> str:
+    """The name under which an objective holds a module."""
+    return next(name for name, module in objective.named_modules() if module is part)
+
+
+def data_of(options: Train, split: Split) -> Windows:
+    """The data set that the options name, in windows."""
+    return load(
+        options.data,
+        split,
+        window=options.window,
+        stride=options.stride,
+        level=options.level,
+        data_root=options.data_root,
+    )
+
+
+def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, options: Train) -> Imputation:
+    """The loss that the options ask for: of every counted cell alike."""
+    strategy = targets_of(data, options)
+    some = data.batch(spaced(len(data), BANK))
+    per = typical(strategy, some["seen"], some.get("present"), seed=options.training.seed)
+    weight = WEIGHTS[options.weighting or WEIGHTING[options.network]]
+    level = window_level if config.level == "window" else None
+    return Imputation(model.denoiser, kernel_of(config, model), strategy, per, weight=weight, level=level)
+
+
+def targets_of(data: Windows, options: Train) -> Strategy:
+    """The strategy of hiding cells; covariates are never hidden.
+
+    Raises:
+        ArgumentError: a pattern is asked for of data without gaps, or a covariate is none of the features.
+    """
+    strategies = tuple(STRATEGIES[name](data, options) for name in options.targets)
+    strategy = strategies[0] if len(strategies) == 1 else Mixture(strategies)
+    return Sparing(strategy, columns(options.covariates, data.features)) if options.covariates else strategy
+
+
+def columns(names: tuple[str, ...], features: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of covariates among the features."""
+    for name in names:
+        if name not in features:
+            raise ArgumentError("--covariates", name, f"some of the features {', '.join(features)}")
+    return tuple(features.index(name) for name in names)
+
+
+def patterns(data: Windows, options: Train) -> Patterned:
+    """What other windows lack."""
+    some = data.batch(spaced(len(data), BANK))
+    seen = some["seen"]
+    if "present" in some:  # padding is no gap
+        seen = seen | ~some["present"].unsqueeze(-1)
+    if bool(seen.all()):
+        raise ArgumentError(
+            "--targets", options.targets, f"random, blocks, series or forecast: {data.name} has no gaps"
+        )
+    return Patterned(seen)
+
+
+def forecast(data: Windows, options: Train) -> Forecast:
+    """The last rows: so many, or any number up to half a window."""
+    if options.horizon is None:
+        return Forecast(max(1, data.window // 2), 1)
+    if options.horizon >= data.window:
+        raise ArgumentError("--horizon", options.horizon, f"fewer rows than the {data.window} of a window")
+    return Forecast(options.horizon)
+
+
+STRATEGIES: Mapping[TargetsName, Callable[[Windows, Train], Strategy]] = {
+    "random": lambda data, options: Random(),
+    "historical": patterns,
+    "mix": lambda data, options: Mixture((Random(), patterns(data, options))),
+    "pattern": lambda data, options: patterns(data_of(options, "test"), options),
+    "blocks": lambda data, options: Blocks(),
+    "series": lambda data, options: WholeSeries(),
+    "forecast": forecast,
+}
+
+
+def series_config(data: Windows, options: Train) -> SeriesConfig:
+    """The model that the options ask for, completed by what the data say.
+
+    Raises:
+        ArgumentError: a schedule of CSDI's network, which is told one of 50 indices of its own.
+    """
+    columns(options.covariates, data.features)
+    sizes = {"features": len(data.features), **{k: v for k, v in vars(options.sizes).items() if v is not None}}
+    own: dict[str, str] = {}
+    if options.network == "csdi":
+        if options.schedule is not None:
+            raise ArgumentError("--schedule", options.schedule, "nothing: CSDI's network has a schedule of its own")
+        names = {"width": "channels", "blocks": "layers"}
+        network = CSDIConfig(**{names.get(name, name): value for name, value in sizes.items()})
+        own = {"schedule": "csdi", "conditioning": "index-50", "parametrisation": "eps"}
+    else:
+        network = SeriesNetConfig(**sizes)
+    own |= {} if options.schedule is None else {"schedule": options.schedule}
+    own |= {} if options.parametrisation is None else {"parametrisation": options.parametrisation}
+    return SeriesConfig(
+        features=tuple(data.features),
+        window=data.window,
+        network=network,
+        level=data.level,  # pyright: ignore[reportArgumentType]: it is of no other type there
+        step=data.step,
+        covariates=options.covariates,
+        **own,  # pyright: ignore[reportArgumentType]: names, out of options that hold no others
+    )
+
+
+def card(data: Windows, options: Train, seconds: float) -> Card:
+    """What is known about the model when training ends; figures are added by whoever measures them."""
+    shown = ", ".join(data.features[:12]) + (", ..." if len(data.features) > 12 else "")
+    return Card(
+        title=f"Time series like {data.name.partition(' (')[0]}",
+        summary=f"A diffusion model that fills gaps and forecasts, in windows of {data.window} steps of "
+        f"{counted(len(data.features), 'feature')} ({shown}).",
+        data=f"{data.name}, {len(data)} training windows; targets: {', '.join(options.targets)}",
+        command=command_line(options, "train", "timeseries"),
+        time=f"{seconds / 60:.1f} minutes",
+        machine=machine(),
+        seed=options.training.seed,
+        limits="Knows the features of its training set, in its units and at its spacing in time, and no others. Its "
+        "intervals hold for data like the training set's.",
+        tags=("diffusion", "time-series", "imputation", "forecasting"),
+    )
+
+
+if __name__ == "__main__":
+    run(Train, main, command="train", domain="timeseries")
