@@ -17,10 +17,10 @@ else is in the call, and how it is split into batches, shows in the last digits 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack, final
+from typing import Any, Self, Unpack, final
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from .network import SeriesNetConfig
 from .scaling import Level
 from .series import Series
 from .stitching import Paths, Stretch, interleaved, run
+from .summaries import PointName, Summary, quantiles_of, summary_of
 from .tables import Taken, taken
 from .targets import Strategy
 
@@ -50,13 +51,6 @@ DEFAULT_COUNT = 100
 
 HELD = 1 << 25
 """Numbers of samples in memory at once, 256 MB, where only their quantiles are kept."""
-
-PointName = Literal["median", "mean"]
-Summary = Callable[[np.ndarray], np.ndarray]
-POINTS: Mapping[PointName, Summary] = {
-    "median": partial(np.quantile, q=0.5, axis=0),
-    "mean": partial(np.mean, axis=0),
-}
 
 
 class NotFitted(PolydiffError, ValueError, AttributeError):
@@ -299,21 +293,6 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
     ) -> list[np.ndarray]:
         """A summary of the samples (S, T, K) of each series, or of their last rows."""
         return [summary(samples[:, -last:].numpy()) for samples in self.drawn(series, passes, count, drawing)]
-
-
-def summary_of(point: PointName) -> Summary:
-    """The function of samples (S, L, K) that a name stands for."""
-    if point not in POINTS:
-        raise ArgumentError("point", point, " or ".join(map(repr, POINTS)))
-    return POINTS[point]
-
-
-def quantiles_of(name: str, q: float | Sequence[float]) -> Summary:
-    """Samples (S, L, K) -> quantiles (Q, L, K); an ArgumentError unless all q lie in [0, 1]."""
-    levels = np.atleast_1d(np.asarray(q, dtype=np.float64))
-    if levels.ndim != 1 or not len(levels) or not ((levels >= 0) & (levels <= 1)).all():
-        raise ArgumentError(name, q, "numbers in [0, 1]")
-    return partial(np.quantile, q=levels, axis=0)
 
 
 def each_of(form: Callable[[Sequence[np.ndarray]], Any], found: Sequence[np.ndarray], table: Taken, q: Any) -> Any:
