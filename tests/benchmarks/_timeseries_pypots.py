@@ -95,7 +95,7 @@ class Clock(Adam):
             torch.set_rng_state(torch.from_numpy(found["random"]))
             self.spent, self.steps = float(found["spent"]), int(found["steps"])
             self.saved = self.spent
-            np.random.seed(self.steps)
+            np.random.seed(self.steps)  # noqa: NPY002 - the peer draws from it
 
 
 def of(prefix: str, found: Any) -> dict[str, torch.Tensor]:
@@ -120,7 +120,7 @@ class Peer(System):
 
     def train(self, x: np.ndarray, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
         torch.manual_seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         clock = Clock(seconds, folder, self.weight_decay)
         clock.owner = self.build(*x.shape[1:], clock)
         clock.resume()
