@@ -12,7 +12,8 @@ normalisation has seen the held-out values. The paper: CRPS 0.238, MAE 0.217 (wh
                  mean = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(1 - beta_t),
                  variance = (1 - abar_{t-1}) / (1 - abar_t) beta_t, no noise in the last step,
              and our `ancestral` on the tabulated schedule, fed the same noise: largest distance over all 50 steps.
-`published`  `ancestral`, 50 steps.
+`precision`  `published` in float32 and in bfloat16 autocast on 4 windows, the same noise.
+`published`  `ancestral`, 50 steps; like `fast` in float32 unless --precision says otherwise.
 `calibrate`  solvers fitted to the flow of training windows (`core.calibration`), for `fast`.
 `fast`       our solvers with few calls, same windows and number of samples, beside ancestral sampling respaced.
 `figures`    CRPS, MAE and coverage of the interval from the 5 % to the 95 % quantile as the paper computes them;
@@ -73,6 +74,15 @@ class Asked(NamedTuple):
     truth: Tensor
 
 
+class Run(NamedTuple):
+    """A method on some windows."""
+
+    name: str
+    windows: list[int]
+    samples: int
+    precision: str
+
+
 class Bench:
     """The windows, the network, and the figures."""
 
@@ -93,6 +103,7 @@ class Bench:
             "test windows": len(self.test),
             "windows": count,
             "samples": options.samples,
+            "precision": options.precision,
             "published": PUBLISHED,
         }
 
@@ -146,11 +157,11 @@ class Bench:
     def calibrated_path(self, calls: int) -> Path:
         return self.options.root / f"calibrated-{calls}.json"
 
-    def drawn(self, name: str, sampler: Callable[..., Any], grid: Tensor | None) -> None:
+    def drawn(self, run: Run, sampler: Callable[..., Any], grid: Tensor | None) -> None:
         """Samples of the held-out cells, window by window, each in a file."""
-        S = self.options.samples
-        for window in self.chosen:
-            path = self.path(name, window)
+        S = run.samples
+        for window in run.windows:
+            path = self.path(run, window)
             if path.exists():
                 continue
             asked = self.asked(window)
@@ -160,8 +171,8 @@ class Bench:
                 generators = example_generators(SEED, window, rows)
                 denoise, kernel = self.bound(asked.posed, len(rows))
                 like = asked.held.new_zeros(len(rows), *asked.held.shape[1:], dtype=torch.float32)
-                x = kernel.prior(like).sample(generators)
-                with torch.no_grad():
+                x = kernel.noise.draw(like, generators)  # as published; `prior` has sigma_1 = 0.99998
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16"):
                     x = last(sampler(denoise, kernel, x, grid, generator=generators))
                 parts.append(x[:, asked.held[0]])
             seconds, wall = time.process_time() - before, time.perf_counter() - wall
@@ -169,20 +180,23 @@ class Bench:
             draft = path.with_suffix(".part.npz")
             np.savez(draft, samples=torch.cat(parts).numpy(), seconds=seconds, wall=wall)
             draft.rename(path)
-            print(f"{name}: window {window}, {seconds:.1f} s", flush=True)
-        self.figures(name)
+            print(f"{run.name}: window {window}, {seconds:.1f} s", flush=True)
 
-    def path(self, name: str, window: int) -> Path:
-        folder = name.replace(", ", "-").replace(" ", "-").lower()
-        return self.options.root / f"{folder}-{self.options.samples}" / f"{window}.npz"
+    def path(self, run: Run, window: int) -> Path:
+        folder = run.name.replace(", ", "-").replace(" ", "-").lower()
+        return self.options.root / f"{folder}-{run.samples}-{run.precision}" / f"{window}.npz"
+
+    def run(self, name: str) -> Run:
+        """As the options ask."""
+        return Run(name, self.chosen, self.options.samples, self.options.precision)
 
     # Figures
 
-    def sums(self, name: str) -> tuple[list[int], np.ndarray, float]:
+    def sums(self, run: Run) -> tuple[list[int], np.ndarray, float]:
         """The windows drawn, their sums (n, 5), and seconds a window."""
         there, rows, seconds = [], [], 0.0
-        for window in self.chosen:
-            path = self.path(name, window)
+        for window in run.windows:
+            path = self.path(run, window)
             if not path.exists():
                 continue
             with np.load(path) as found:
@@ -195,11 +209,11 @@ class Bench:
 
     def figures(self, name: str) -> None:
         """Figures of a method, and its ratios to the published sampler."""
-        there, sums, seconds = self.sums(name)
+        there, sums, seconds = self.sums(self.run(name))
         if not there:
             return
         entry = described(sums, self.options.samples) | {"seconds per window": seconds}
-        base, reference, slow = self.sums("published")
+        base, reference, slow = self.sums(self.run("published"))
         both = [window for window in there if window in base]
         if both and name != "published":
             ours, theirs = (
@@ -278,7 +292,7 @@ def rule(bench: Bench) -> None:
         source = torch.Generator().manual_seed(SEED)
         noise = iter(lambda source=source, dtype=dtype: torch.randn(shape, generator=source, dtype=dtype), None)
         generator = torch.Generator().manual_seed(SEED)
-        x = kernel.prior(torch.zeros(shape, dtype=dtype)).sample(generator)
+        x = kernel.noise.draw(torch.zeros(shape, dtype=dtype), generator)
         off, size = 0.0, 0.0
         with torch.no_grad():
             theirs = published_rule(network, betas(), next(noise), noise)
@@ -324,13 +338,37 @@ def calibrated(bench: Bench) -> None:
 
 def published(bench: Bench) -> None:
     """Ancestral sampling, 50 steps."""
-    bench.drawn("published", ancestral, trailing(T, T))
+    bench.drawn(bench.run("published"), ancestral, trailing(T, T))
+    bench.figures("published")
 
 
 def fast(bench: Bench) -> None:
     """All solvers with few calls."""
     for name, (sampler, grid) in bench.methods().items():
-        bench.drawn(name, sampler, grid)
+        bench.drawn(bench.run(name), sampler, grid)
+        bench.figures(name)
+
+
+def precision(bench: Bench) -> None:
+    """The published sampler in float32 and in bfloat16 autocast, same noise."""
+    windows, found = bench.chosen[:: max(1, len(bench.chosen) // 4)][:4], []
+    for kind in ("no", "bf16"):
+        run = Run("published", windows, bench.options.precision_samples, kind)
+        bench.drawn(run, ancestral, trailing(T, T))
+        draws = []
+        for window in windows:
+            with np.load(bench.path(run, window)) as file:
+                draws.append(file["samples"].astype(np.float64))
+        found.append((bench.sums(run), np.concatenate(draws, 1)))
+    (_, exact, slow), full = found[0]
+    (_, coarse, fast_), half = found[1]
+    entry: dict[str, Any] = {"bf16 to float32": compared(coarse, exact), "samples": bench.options.precision_samples}
+    entry["root mean square difference in standard deviations of the samples"] = float(
+        np.sqrt(np.mean((half - full) ** 2) / np.mean(full.var(0, ddof=1)))
+    )
+    entry["time ratio"] = fast_ / slow
+    bench.keep("checks", "precision", entry)
+    print(f"  precision: {entry}", flush=True)
 
 
 def figures(bench: Bench) -> None:
@@ -346,6 +384,7 @@ def figures(bench: Bench) -> None:
 PARTS: dict[str, Callable[[Bench], None]] = {
     "parity": parity,
     "rule": rule,
+    "precision": precision,
     "published": published,
     "calibrate": calibrated,
     "fast": fast,
@@ -361,7 +400,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--windows", type=int, default=32, help="of the test fold, evenly")
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=25, help="samples that pass through the network together")
+    parser.add_argument("--batch", type=int, default=10, help="samples that pass through the network together")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="bf16: the network in autocast")
+    parser.add_argument("--precision-samples", type=int, default=25, help="of each of the 4 windows of `precision`")
     parser.add_argument("--calls", type=int, nargs="+", default=[10, 6])
     parser.add_argument("--rule-samples", type=int, default=4)
     parser.add_argument("--calibration-batch", type=int, default=16, help="windows of each of three batches")
