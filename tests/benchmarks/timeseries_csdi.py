@@ -66,6 +66,19 @@ def betas() -> Tensor:
     return torch.linspace(1e-4**0.5, 0.5**0.5, T, dtype=torch.float64) ** 2
 
 
+def integer_times(schedule: Tabulated, calls: int) -> Tensor:
+    """A grid of published steps, the first and last among them, as evenly in log-SNR as whole ones can be."""
+    steps = len(schedule.alphas_bar)
+    snr = schedule.log_snr(from_index(torch.arange(steps - 1, -1, -1), steps)[:-1])
+    wanted = torch.linspace(float(snr[0]), float(snr[-1]), calls, dtype=torch.float64)
+    nearest = (snr[None] - wanted[:, None]).abs().argmin(1)
+    for k in range(1, calls):  # no step twice
+        nearest[k] = max(int(nearest[k]), int(nearest[k - 1]) + 1)
+    for k in range(calls - 1, -1, -1):
+        nearest[k] = min(int(nearest[k]), steps - calls + k)
+    return from_index(steps - 1 - nearest, steps)
+
+
 class Asked(NamedTuple):
     """One window, posed: what `objectives.pose` gives, and the held-out cells (1, L, K)."""
 
@@ -129,23 +142,11 @@ class Bench:
 
     # Methods
 
-    def integer_times(self, calls: int) -> Tensor:
-        """Published steps, evenly in log-SNR as far as whole ones can be."""
-        at = from_index(torch.arange(T - 1, -1, -1), T)[:-1]
-        snr = self.schedule.log_snr(at)
-        wanted = torch.linspace(float(snr[0]), float(snr[-1]), calls, dtype=torch.float64)
-        nearest = (snr[None] - wanted[:, None]).abs().argmin(1)
-        for k in range(1, calls):  # no step twice, in order
-            nearest[k] = max(int(nearest[k]), int(nearest[k - 1]) + 1)
-        for k in range(calls - 1, -1, -1):
-            nearest[k] = min(int(nearest[k]), T - calls + k)
-        return from_index(T - 1 - nearest, T)
-
     def methods(self) -> dict[str, tuple[Callable[..., Any], Tensor | None]]:
         """Sampler and grid by name."""
         found: dict[str, tuple[Callable[..., Any], Tensor | None]] = {}
         for n in self.options.calls:
-            grid = self.integer_times(n)
+            grid = integer_times(self.schedule, n)
             found[f"DPM-Solver++ 2M, {n} calls"] = dpm_solver_pp_2m, grid
             found[f"SDE-DPM-Solver++ 2M, {n} calls"] = partial(dpm_solver_pp_sde, order=2), grid
             found[f"ancestral respaced, {n} calls"] = ancestral, trailing(n, T)
