@@ -122,7 +122,7 @@ class Peer(System):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         clock = Clock(seconds, folder, self.weight_decay)
-        clock.owner = self.build(*x.shape[1:], clock)
+        clock.owner = self.build(x.shape[1], x.shape[2], clock)
         clock.resume()
         wall = time.perf_counter()
         clock.owner.fit({"X": x})

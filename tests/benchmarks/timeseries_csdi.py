@@ -215,7 +215,7 @@ class Bench:
         there, sums, seconds = self.sums(self.run(name))
         if not there:
             return
-        entry = described(sums, self.options.samples) | {"seconds per window": seconds}
+        entry: dict[str, Any] = described(sums, self.options.samples) | {"seconds per window": seconds}
         base, reference, slow = self.sums(self.run("published"))
         both = [window for window in there if window in base]
         if both and name != "published":

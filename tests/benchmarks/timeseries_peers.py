@@ -217,7 +217,7 @@ def figures(bench: Bench, which: list[str] | None = None, sets: list[str] | None
                 if found is None:
                     continue
                 sums, took = found
-                entry = described(sums, bench.count(SIDES[system])) | took
+                entry: dict[str, Any] = described(sums, bench.count(SIDES[system])) | took
                 for other in PEERS:
                     theirs = None if other == system else drawn(bench, name, other, rate)
                     if theirs is None:

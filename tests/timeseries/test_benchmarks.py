@@ -161,7 +161,8 @@ def test_worker_shows_no_held_out_cell_and_goes_on(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     x = draw.normal(size=(5, 4, 3)).astype(np.float32)
     held = draw.random(x.shape) < 0.5
-    np.savez(tmp_path / "test.npz", x=x, **{"held-50": held})
+    arrays: dict[str, Any] = {"x": x, "held-50": held}
+    np.savez(tmp_path / "test.npz", **arrays)
     asked = argparse.Namespace(
         data=tmp_path / "test.npz", folder=tmp_path, rate=50, windows=0, samples=3, chunk=2, tag="draws", seed=0
     )
