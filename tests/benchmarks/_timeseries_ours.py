@@ -1,10 +1,10 @@
 """Our imputation as a system of `_timeseries_worker`: trained as `polydiff train` does, drawn as users do.
 
 `ours` is the network that ships with polydiff, `ours-csdi` CSDI's, computed our way, in the published recipe. A trial
-tells how many steps the budget holds, since the learning rate falls over all of them; what training took in the end
-stands in its facts. Options of `polydiff.timeseries.options.Train` may be overruled by the environment variable
-TIMESERIES_OURS, JSON such as {"training": {"batch_size": 32}, "sizes": {"width": 48}}; {"draw": {"steps": 6}} goes to
-the pipeline's `samples`, and {"bf16": true} draws in bfloat16 autocast.
+tells how many steps the budget holds, since the learning rate falls over all of them; it counts too, and what training
+took in the end stands in its facts. Options of `polydiff.timeseries.options.Train` may be overruled by the environment
+variable TIMESERIES_OURS, JSON such as {"training": {"batch_size": 32}, "sizes": {"width": 48}}; {"draw": {"steps": 6}}
+goes to the pipeline's `samples`, and {"bf16": true} draws in bfloat16 autocast. They stand in the facts as well.
 """
 
 from __future__ import annotations
@@ -81,24 +81,25 @@ class Ours(System):
 
     def train(self, x: np.ndarray, folder: Path, seconds: float, seed: int) -> dict[str, Any]:
         data = windows(x)
-        steps = self.steps(data, folder, seconds, seed)
+        steps, trial = self.steps(data, folder, seconds, seed)
         spent = Spent(folder / "spent.json")
         pipeline, trained = training.train(data, self.told(folder / "run", steps, seed), on_log=spent)
         spent(trained.history[-1])
         return {
             "steps": steps,
             "batch": self.told(folder / "run", steps, seed).training.batch_size,
-            "seconds": spent.seconds,
+            "seconds": spent.seconds + trial,
             "parameters": sum(p.numel() for p in pipeline.model.parameters()),
             "loss": trained.history[-1]["loss"],
             "options": self.options,
         }
 
-    def steps(self, data: Windows, folder: Path, seconds: float, seed: int) -> int:
-        """How many steps the budget holds; found once, and kept."""
+    def steps(self, data: Windows, folder: Path, seconds: float, seed: int) -> tuple[int, float]:
+        """How many steps the budget holds besides the trial that tells it, and what that took; found once, kept."""
         path = folder / "steps.json"
         if path.exists():
-            return json.loads(path.read_text(encoding="utf-8"))["steps"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found["steps"], found["seconds of the trial"]
         marks: list[tuple[float, float]] = []
 
         class Enough(Exception):
@@ -120,9 +121,10 @@ class Ours(System):
             training.train(data, told, on_log=look)
         rest = marks[len(marks) // 3 :]
         each = (rest[-1][1] - rest[0][1]) / (rest[-1][0] - rest[0][0])
-        steps = max(1, int(seconds / each))
-        write_atomically(path, json.dumps({"steps": steps, "seconds of a step": each}))
-        return steps
+        trial = time.process_time() - begun
+        steps = max(1, int((seconds - trial) / each))
+        write_atomically(path, json.dumps({"steps": steps, "seconds of a step": each, "seconds of the trial": trial}))
+        return steps, trial
 
     def load(self, folder: Path, length: int, features: int) -> None:
         self.pipeline = ImputationPipeline.from_pretrained(folder / "run" / "model")
