@@ -62,7 +62,7 @@ class DiffusionImputer(TransformerMixin, BaseEstimator):
         seed: int = 0,
     ) -> None:
         self.window = window
-        self.level = level
+        self.level: Literal["series", "window"] | None = level
         self.network = network
         self.options = options
         self.pipeline = pipeline
@@ -158,7 +158,7 @@ class DiffusionForecaster(BaseEstimator):
         seed: int = 0,
     ) -> None:
         self.window = window
-        self.level = level
+        self.level: Literal["series", "window"] | None = level
         self.network = network
         self.options = options
         self.pipeline = pipeline

@@ -372,6 +372,156 @@ def molecules_stereo(found: dict[str, Any]) -> str:
     return markdown(head, rows) + note + source("molecules_stereo", found)
 
 
+def spread(found: dict[str, Any] | None, digits: int = 3) -> str:
+    """A figure with its standard error; a dash where there is none."""
+    return "–" if not found else f"{found['value']:.{digits}f} ± {found['standard error']:.{digits}f}"
+
+
+def interval(found: dict[str, Any] | None, digits: int = 3) -> str:
+    """A ratio or difference with its central 95 %."""
+    return "–" if not found else f"{found['value']:.{digits}f} ({found['low']:.{digits}f} … {found['high']:.{digits}f})"
+
+
+def timeseries_csdi(found: dict[str, Any]) -> str:
+    """The published weights through our sampler and with few calls."""
+    rows = []
+    for name, one in found["methods"].items():
+        ratio = one.get("to published", {})
+        rows.append(
+            [
+                "ancestral, 50 calls (published)" if name == "published" else name,
+                *(spread(one[key], 4 if key != "coverage" else 3) for key in ("CRPS", "MAE", "coverage")),
+                *(interval(ratio.get(f"{key} ratio")) for key in ("CRPS", "MAE")),
+                f"{one['seconds per window']:.0f}",
+            ]
+        )
+    head = ["sampler", "CRPS", "MAE", "coverage of 90 %", "CRPS to published", "MAE to published", "seconds a window"]
+    checks, first = found.get("checks", {}), next(iter(found["methods"].values()))
+    note = (
+        f"\n{first['windows']} of {found['test windows']} test windows, {first['cells']:,} held-out cells, "
+        f"{found['samples']} samples, of which a perfect forecaster covers {first['expected coverage']:.3f}; ± one "
+        f"standard error, (central 95 %) of paired ratios, over windows. The paper, whole fold: CRPS "
+        f"{found['published']['CRPS']}, MAE {found['published']['MAE']}."
+    )
+    if "parity" in checks:
+        note += f" Network: within {checks['parity']['largest difference, float32']:.1g} of the authors'."
+    if "rule" in checks:
+        rule = checks["rule"]
+        note += (
+            f" Our sampler, fed the noise of the published rule, is within {rule['largest difference, float32']:.1g} "
+            f"of it after every one of {rule['steps']} steps in float32 ({rule['largest difference, float64']:.1g} in "
+            f"float64)."
+        )
+    if "precision" in checks and found["precision"] == "bf16":
+        half = checks["precision"]
+        note += (
+            f" Network in bfloat16, which moves samples by "
+            f"{half['root mean square difference in standard deviations of the samples']:.1%} of their spread and CRPS "
+            f"by {abs(half['bf16 to float32']['CRPS ratio']['value'] - 1):.1%}."
+        )
+    return markdown(head, rows) + note + "\n" + source("timeseries_csdi", found)
+
+
+TIMESERIES_SIDES = {
+    "pypots-csdi": "CSDI (PyPOTS)",
+    "saits": "SAITS (PyPOTS)",
+    "brits": "BRITS (PyPOTS)",
+    "ours-csdi": "CSDI (our code)",
+    "ours": "ours",
+}
+
+
+def timeseries_peers(found: dict[str, Any]) -> str:
+    """Imputation after the same training budget."""
+    rows = []
+    for part in found["sets"]:
+        for side, title in TIMESERIES_SIDES.items():
+            one = found["systems"].get(f"{part}, {side}")
+            for rate, cell in (one or {}).get("rates", {}).items():
+                to = cell.get("to pypots-csdi", {})
+                figures = [spread(cell.get(key)) for key in ("CRPS", "MAE", "coverage")]
+                ratios = [interval(to.get(f"{key} ratio"), 2) for key in ("CRPS", "MAE")]
+                rows.append([f"{part}, {rate} %, {title}", *figures, *ratios])
+    head = ["set, held out, system", "CRPS", "MAE", "coverage of 90 %", "CRPS to CSDI (PyPOTS)", "MAE to CSDI (PyPOTS)"]
+    text, rows = markdown(head, rows) + "\n", []
+    for part in found["sets"]:
+        for side, title in TIMESERIES_SIDES.items():
+            one = found["systems"].get(f"{part}, {side}")
+            if not one or not one["training"]:
+                continue
+            trained, cost = one["training"], one["cost"]
+            drawn = ["–", "–"]
+            if cost:
+                drawn = [f"{cost['seconds per window']:.3g}", f"{cost['peak bytes'] / 2**20:,.0f}"]
+            elif one["rates"]:
+                cells = list(one["rates"].values())
+                each = sum(cell["seconds per window"] for cell in cells) / len(cells)
+                drawn = [f"{each:.3g}", f"{max(cell['peak bytes'] for cell in cells) / 2**20:,.0f}"]
+            rows.append(
+                [
+                    f"{part}, {title}", f"{trained['parameters']:,}", f"{trained['seconds'] / 60:.1f}",
+                    f"{trained['steps']:,} x {trained['batch']}", f"{trained['peak bytes'] / 2**20:,.0f}", *drawn,
+                ]
+            )  # fmt: skip
+    head = ["set, system", "parameters", "minutes of training", "steps", "peak MiB, training"]
+    head += ["seconds a window to fill", "peak MiB, filling"]
+    costs = [one["cost"] for one in found["systems"].values() if one["cost"]]
+    note = (
+        f"\n{found['test windows']} test windows, {found['samples']} samples, one thread, processor time; ± one "
+        "standard error, (central 95 %) of paired ratios, over windows."
+    )
+    if costs:
+        note += f" Time and memory to fill: {costs[0]['samples']} samples of a window where a system draws samples."
+    return text + markdown(head, rows) + note + "\n" + source("timeseries_peers", found)
+
+
+def timeseries_cost(found: dict[str, Any]) -> str:
+    """Growth of a call and of a step."""
+    rows = []
+    for name, curve in found["curves"].items():
+        side, task, axis = name.split(", ")
+        sizes = [(int(size), one) for size, one in curve["points"].items()]
+        there = [(size, one) for size, one in sizes if "seconds" in one]
+        if not there:
+            continue
+        (small, low), (large, high) = there[0], there[-1]
+        end = next((f"{size:,}: {one['ended']}" for size, one in sizes if "ended" in one), "–")
+        exponents = [curve["growth"][key] for key in curve["growth"]]
+        memory = (high["peak bytes"] - high["base bytes"]) / 2**20
+        rows.append(
+            [
+                f"{TIMESERIES_SIDES[side]}, {task}, {axis}", f"{low['seconds']:.3g} ({small:,})",
+                f"{high['seconds']:.3g} ({large:,})", f"{memory:,.0f}",
+                *("–" if p is None else f"{p:.2f}" for p in exponents), end,
+            ]
+        )  # fmt: skip
+    head = ["one window, one sample", "seconds, smallest", "seconds, largest", "MiB, largest"]
+    head += ["exponent", "exponent from 100", "ended at"]
+    note = (
+        f"\nFeatures at {found['length']} rows, rows (length) at {found['features']} features; one thread. An "
+        "imputation is 50 such calls in CSDI, 10 in ours.\n"
+    )
+    return markdown(head, rows) + note + source("timeseries_cost", found)
+
+
+def timeseries_calibration(found: dict[str, Any]) -> str:
+    """Coverage of hidden cells."""
+    rows = []
+    for name, one in found["sets"].items():
+        cells = [one["summary"][kind] for kind in ("both", "single", "runs")]
+        figures = [
+            f"{100 * cell['coverage']:.1f}" + ("" if cell["error"] is None else f" ± {100 * cell['error']:.1f}")
+            for cell in cells
+        ]
+        rows.append([f"{name}, {len(one['seeds'])} fits", *figures, f"{cells[0]['cells']:,}"])
+    head = ["90 % intervals cover, %", "all hidden cells", "single cells", "runs of 3 to 12", "cells"]
+    note = (
+        f"\n{found['samples']} samples, of which a perfect forecaster covers {100 * found['expected coverage']:.1f} %; "
+        "± one standard error over fits.\n"
+    )
+    return markdown(head, rows) + note + source("timeseries_calibration", found)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "vision_quality": vision_quality,
     "vision_speed": vision_speed,
@@ -390,6 +540,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "molecules_qm9": molecules_qm9,
     "molecules_throughput": molecules_throughput,
     "molecules_stereo": molecules_stereo,
+    "timeseries_csdi": timeseries_csdi,
+    "timeseries_peers": timeseries_peers,
+    "timeseries_cost": timeseries_cost,
+    "timeseries_calibration": timeseries_calibration,
 }
 FILES = {"vision_bits": "vision_methods", "molecules_sweep": "molecules_mini"}
 """Tables whose results lie in a file of another name."""

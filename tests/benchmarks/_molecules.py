@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import gzip
-import json
 import os
 import random
 import resource
@@ -14,16 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem, rdBase
 
-from polydiff.core.files import write_atomically
-from polydiff.core.machine import machine
 from polydiff.molecules.sdf import Parts, report_path
+
+from ._results import elapsed, keep, kept, today
 
 __all__ = [
     "Finished",
@@ -186,26 +184,7 @@ def records(out: Path) -> Iterator[tuple[str, str]]:
                 lines.append(line)
 
 
-# ---------------------------------------------------------------------------------------------------------- results
-
-
-def today() -> dict[str, str]:
-    """Machine and date, as every part of a result carries them."""
-    return {"machine": machine(), "date": datetime.date.today().isoformat()}
-
-
-def kept(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Results of earlier runs of the same settings, {} otherwise."""
-    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return whole if all(whole.get(key) == value for key, value in about.items()) else {}
-
-
-def keep(path: Path, about: dict[str, Any], section: str, name: str, entry: dict[str, Any]) -> None:
-    """Put a part into the results at once, beside the parts of earlier runs of the same settings."""
-    whole = kept(path, about) | about
-    whole.setdefault(section, {})[name] = entry | today()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(whole, indent=1) + "\n")
+# ---------------------------------------------------------------------------------------------------------- figures
 
 
 def with_error(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
@@ -214,10 +193,3 @@ def with_error(values: Sequence[float] | np.ndarray) -> dict[str, float | None]:
     x = x[~np.isnan(x)]
     error = float(x.std(ddof=1) / len(x) ** 0.5) if len(x) > 1 else None
     return {"mean": float(x.mean()) if len(x) else None, "standard error": error, "count": len(x)}
-
-
-def elapsed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """(what it returns, wall seconds)."""
-    before = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - before
