@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.case import Case
 from ..core.denoisers import GaussianDenoiser
@@ -12,6 +12,7 @@ from ..core.errors import ArgumentError
 from ..core.randomness import seeded
 from ..core.schedules import Cosine
 from .kernel import targets
+from .network import SeriesNetConfig
 from .objectives import pose
 from .targets import share
 
@@ -43,36 +44,10 @@ def case(windows: int = 3, length: int = 5) -> Case:
     batch = pose(values, seen & ~target, stamps, counted=target, present=present)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = Small()
+        network = SeriesNetConfig(features=len(MONTHS), width=8, blocks=1, heads=2).build()
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.3)
     schedule = Cosine()
     denoiser = GaussianDenoiser(network.eval(), schedule)
     condition = {name: batch[name] for name in ("observed", "known", "stamps", "present")}
     return Case("timeseries", targets(schedule).given(**batch["structure"]), denoiser, batch["x_0"], condition)
-
-
-class Small(nn.Module):
-    """Cells, and the means of their row and of their series, through one hidden layer."""
-
-    def __init__(self, width: int = 16):
-        super().__init__()
-        self.cell, self.row, self.series = nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.out = nn.Linear(width, 1)
-
-    def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        *,
-        observed: Tensor,
-        known: Tensor,
-        stamps: Tensor,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        there = (torch.ones_like(stamps) if present is None else present.to(x))[:, :, None, None]
-        told = torch.broadcast_tensors(x, observed, known.to(x), stamps.unsqueeze(-1) / 10, c[:, None, None] / 1000)
-        h = torch.tanh(self.cell(torch.stack(told, -1))) * there
-        series = h.sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
-        h = torch.tanh(h + self.row(h.mean(2, keepdim=True)) + self.series(series)) * there
-        return self.out(h).squeeze(-1)
