@@ -45,6 +45,7 @@ __all__ = [
     "simple",
     "uniform",
     "velocity",
+    "whole_steps",
 ]
 
 Weight: TypeAlias = Callable[[Schedule, Tensor], Tensor]
@@ -102,6 +103,16 @@ def uniform(low: float = 1e-4, high: float = 1.0) -> Times:
     def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
         bottom = max(low, schedule.t_min)
         return bottom + (high - bottom) * rand((count,), generator, dtype=torch.float64)
+
+    return draw
+
+
+def whole_steps(T: int) -> Times:
+    """t uniform on i/T, i = 1 ... T, independent per example: what a network that is told the index of one of T steps
+    (`denoisers.index`) is trained on."""
+
+    def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
+        return ((rand((count,), generator, dtype=torch.float64) * T).floor() + 1).clamp(max=T) / T
 
     return draw
 

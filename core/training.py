@@ -67,6 +67,10 @@ class Trained:
     history: list[dict[str, float]]
     is_main_process: bool = True
 
+    def average(self, part: nn.Module) -> nn.Module:
+        """The copy of a part of the objective that has averaged weights."""
+        return self.ema.get_submodule(next(name for name, one in self.objective.named_modules() if one is part))
+
 
 def learning_rate(options: TrainingOptions, step: int) -> float:
     """The learning rate of the step that follows `step` earlier ones: linear warm-up, then a cosine to

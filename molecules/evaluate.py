@@ -29,6 +29,7 @@ from ..core.files import write_atomically
 from ..core.machine import machine
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.runs import command_line, make_folder
+from ..core.wording import lines
 from . import generation_evaluate
 from .comparison import SWEEP, Drawn, Draws, Reference, baselines, measure, relaxed_draws, timed
 from .data import NAMES, Conformers, load
@@ -37,7 +38,7 @@ from .loading import load_model, task_of
 from .metrics import PROTOCOLS, Protocol
 from .options import Evaluate, LevelName, TaskName, Train
 from .pipeline import ConformerPipeline
-from .reporting import lines, shown, with_error
+from .reporting import shown, with_error
 from .tasks import CONFORMERS, chosen
 
 __all__ = ["draw", "evaluate", "main", "references_of", "table"]

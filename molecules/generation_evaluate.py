@@ -22,12 +22,13 @@ from ..core.errors import DataError
 from ..core.files import write_atomically
 from ..core.machine import machine
 from ..core.runs import command_line, make_folder
+from ..core.wording import lines
 from .generation import MoleculePipeline
 from .generation_data import Molecules
 from .generation_options import GenerationEvaluate
 from .generation_sources import load
 from .loading import load_generator
-from .reporting import lines, shown, with_error
+from .reporting import shown, with_error
 from .stability import Atoms, by_lengths, determined, figures
 
 __all__ = ["evaluate", "main", "table"]

@@ -1,19 +1,11 @@
-"""Tables of figures for people."""
+"""Figures for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["lines", "shown", "with_error"]
-
-
-def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table in columns of even width."""
-    columns = list(rows[0])
-    widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
-    shape = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return ["  ".join(shape).format(*each) for each in (columns, *(row.values() for row in rows))]
+__all__ = ["shown", "with_error"]
 
 
 def with_error(found: Mapping[str, Any], percent: bool) -> str:

@@ -123,8 +123,7 @@ def train(
         on_begin=lambda: save(options.out / CONFIG_NAME, "train", "molecules", options),
         on_log=on_log,
     )
-    learnt = trained.ema.get_submodule(name_of(objective, pipeline.model))
-    pipeline.model.load_state_dict(learnt.state_dict())
+    pipeline.model.load_state_dict(trained.average(pipeline.model).state_dict())
     pipeline.model.eval()
     if trained.is_main_process:
         pipeline.save_pretrained(options.out / "model", card=card(data, options, trained.history[-1]["seconds"]))
@@ -149,11 +148,6 @@ def data_of(options: Train, split: Split) -> Conformers:
 def scale_of(options: Train) -> float:
     """Angstrom."""
     return DEFAULT_SCALE[options.start] if options.scale is None else options.scale
-
-
-def name_of(objective: nn.Module, part: nn.Module) -> str:
-    """The name under which an objective holds a module."""
-    return next(name for name, module in objective.named_modules() if module is part)
 
 
 def aligned(pipeline: ConformerPipeline, options: Train) -> nn.Module:

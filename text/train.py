@@ -81,7 +81,7 @@ def train(
         on_begin=lambda: save(options.out / CONFIG_NAME, "train", "text", options),
         on_log=on_log,
     )
-    learnt.load_state_dict(trained.ema.get_submodule(name_of(objective, learnt)).state_dict())
+    learnt.load_state_dict(trained.average(learnt).state_dict())
     pipeline.model.eval()
     pipeline.to(next(learnt.parameters()).device)
     if trained.is_main_process:
@@ -106,11 +106,6 @@ def begin(data: Text, options: Train) -> tuple[AnyPipeline, nn.Module, nn.Module
 def embedded(data: Text) -> Tensor:
     """Where the tokens lie among each other, by the training text."""
     return neighbourhood(data.tokens, data.vocabulary.size)
-
-
-def name_of(objective: nn.Module, part: nn.Module) -> str:
-    """The name under which an objective holds a module."""
-    return next(name for name, module in objective.named_modules() if module is part)
 
 
 def objective_of(pipeline: TextPipeline, options: Train) -> nn.Module:

@@ -10,7 +10,6 @@ what is filled into one depends on its neighbours. sktime is not imported; its h
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self, TypeAlias, final
 
@@ -21,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..core.errors import ArgumentError
 from ..core.options import TrainingOptions
-from .scoring import check_level
+from .horizons import following, joined, levels_of, names_of, steps_of, timed
 
 __all__ = ["DiffusionForecaster", "DiffusionImputer"]
 
@@ -178,10 +177,10 @@ class DiffusionForecaster(BaseEstimator):
         Raises:
             ArgumentError: y, X or fh cannot be used.
         """
-        rows = _joined(y, X)
-        steps = None if fh is None else _steps(fh, y.index)
+        rows = joined(y, X)
+        steps = None if fh is None else steps_of(fh, y.index)
         covariates = () if X is None else tuple(str(name) for name in X.columns)
-        pipeline = _fitted(self, _timed(rows, self.pipeline), covariates)
+        pipeline = _fitted(self, timed(rows, self.pipeline), covariates)
         self._y, self._X, self._fh, self.pipeline_ = y.copy(), None if X is None else X.copy(), steps, pipeline
         return self
 
@@ -192,13 +191,13 @@ class DiffusionForecaster(BaseEstimator):
             ArgumentError: other variables, or rows that do not follow.
         """
         check_is_fitted(self, "pipeline_")
-        if type(y) is not type(self._y) or _names(y) != _names(self._y):
-            raise ArgumentError("y", y, f"a {type(self._y).__name__} with the variables {_names(self._y)}")
-        if (X is None) != (self._X is None) or (X is not None and _names(X) != _names(self._X)):
+        if type(y) is not type(self._y) or names_of(y) != names_of(self._y):
+            raise ArgumentError("y", y, f"a {type(self._y).__name__} with the variables {names_of(self._y)}")
+        if (X is None) != (self._X is None) or (X is not None and names_of(X) != names_of(self._X)):
             raise ArgumentError("X", X, "the covariates of fit")
         longer = pd.concat([self._y, y])
         further = None if X is None or self._X is None else pd.concat([self._X, X])
-        _joined(longer, further)
+        joined(longer, further)
         self._y, self._X = longer, further
         return self
 
@@ -236,9 +235,9 @@ class DiffusionForecaster(BaseEstimator):
         Raises:
             ArgumentError: fh, X or alpha cannot be used.
         """
-        levels = _levels("alpha", alpha)
+        levels = levels_of("alpha", alpha)
         found, index = self._forecast(fh, X, levels)
-        columns = pd.MultiIndex.from_product([_names(self._y), levels])
+        columns = pd.MultiIndex.from_product([names_of(self._y), levels])
         return pd.DataFrame(found.transpose(1, 2, 0).reshape(len(index), -1), index=index, columns=columns)
 
     def predict_interval(
@@ -253,10 +252,10 @@ class DiffusionForecaster(BaseEstimator):
         Raises:
             ArgumentError: fh, X or coverage cannot be used.
         """
-        levels = _levels("coverage", coverage)
+        levels = levels_of("coverage", coverage)
         ends = [end for level in levels for end in ((1 - level) / 2, (1 + level) / 2)]
         found, index = self._forecast(fh, X, ends)
-        columns = pd.MultiIndex.from_product([_names(self._y), levels, ["lower", "upper"]])
+        columns = pd.MultiIndex.from_product([names_of(self._y), levels, ["lower", "upper"]])
         return pd.DataFrame(found.transpose(1, 2, 0).reshape(len(index), -1), index=index, columns=columns)
 
     def _forecast(self, fh: Any, X: pd.DataFrame | None, levels: list[float] | None) -> tuple[np.ndarray, pd.Index]:
@@ -264,24 +263,24 @@ class DiffusionForecaster(BaseEstimator):
         check_is_fitted(self, "pipeline_")
         if fh is None and self._fh is None:
             raise ArgumentError("fh", None, "a horizon, here or in fit")
-        steps = self._fh if fh is None else _steps(fh, self._y.index)
+        steps = self._fh if fh is None else steps_of(fh, self._y.index)
         assert steps is not None
         horizon = int(steps.max())
-        index = _future(self._y.index, horizon)
-        rows = _timed(_joined(self._y, self._X), self.pipeline_)
+        index = following(self._y.index, horizon)
+        rows = timed(joined(self._y, self._X), self.pipeline_)
         if (X is None) != (self._X is None):
             raise ArgumentError("X", X, "covariates if, and only if, fit had them")
         future = None
         if X is not None:
-            if not isinstance(X, pd.DataFrame) or _names(X) != _names(self._X) or not index.isin(X.index).all():
-                raise ArgumentError("X", X, f"columns {_names(self._X)} and rows from {index[0]} to {index[-1]}")
-            future = _timed(X.loc[index].set_axis([str(name) for name in X.columns], axis=1), self.pipeline_)
+            if not isinstance(X, pd.DataFrame) or names_of(X) != names_of(self._X) or not index.isin(X.index).all():
+                raise ArgumentError("X", X, f"columns {names_of(self._X)} and rows from {index[0]} to {index[-1]}")
+            future = timed(X.loc[index].set_axis([str(name) for name in X.columns], axis=1), self.pipeline_)
         found = self.pipeline_.forecast(
             rows, horizon, covariates=future, quantiles=levels, count=self.count, point=self.point, steps=self.steps,
             seed=self.seed,
         )  # fmt: skip
         each = np.stack([np.asarray(one, dtype=np.float64) for one in (found if levels is not None else [found])])
-        return each[:, steps - 1, : len(_names(self._y))], index[steps - 1]
+        return each[:, steps - 1, : len(names_of(self._y))], index[steps - 1]
 
 
 def _fitted(adapter: DiffusionImputer | DiffusionForecaster, rows: Any, covariates: tuple[str, ...] = ()) -> Any:
@@ -294,88 +293,3 @@ def _fitted(adapter: DiffusionImputer | DiffusionForecaster, rows: Any, covariat
         rows, window=adapter.window, level=adapter.level, covariates=covariates, network=adapter.network,
         options=adapter.options, seed=adapter.seed,
     )  # fmt: skip
-
-
-def _joined(y: Any, X: Any) -> pd.DataFrame:
-    """Variables and covariates side by side, checked, with names that are texts."""
-    if not isinstance(y, pd.Series | pd.DataFrame) or len(y) == 0 or 0 in y.shape:
-        raise ArgumentError("y", y, "a Series or DataFrame with rows and columns")
-    table = y.to_frame() if isinstance(y, pd.Series) else y
-    _future(y.index, 1)
-    names = [str(name) for name in _names(y)]
-    rows = table.set_axis(names, axis=1)
-    if X is not None:
-        if not isinstance(X, pd.DataFrame) or not X.index.equals(y.index):
-            raise ArgumentError("X", X, "a DataFrame with the index of y")
-        rows = pd.concat([rows, X.set_axis([str(name) for name in X.columns], axis=1)], axis=1)
-    if not rows.columns.is_unique:
-        raise ArgumentError("X" if X is not None else "y", list(rows.columns), "columns of different names")
-    return rows.astype(np.float64)
-
-
-def _names(table: Any) -> list[Any]:
-    """Names of variables as sktime's columns have them."""
-    if isinstance(table, pd.Series):
-        return [0 if table.name is None else table.name]
-    return list(table.columns)
-
-
-def _timed(rows: pd.DataFrame, pipeline: Any) -> pd.DataFrame:
-    """Rows with dates if the pipeline was trained on dates, else numbered, so that months and the like are one step."""
-    dated = getattr(getattr(pipeline, "config", None), "step", 0)
-    if not dated:
-        return rows.reset_index(drop=True)
-    return rows.to_timestamp() if isinstance(rows.index, pd.PeriodIndex) else rows
-
-
-def _future(index: pd.Index, count: int) -> pd.Index:
-    """The next times after an index of equal steps.
-
-    Raises:
-        ArgumentError: an index of another kind, or steps that are not equal.
-    """
-    if isinstance(index, pd.PeriodIndex):
-        if (index == pd.period_range(index[0], periods=len(index), freq=index.freq)).all():
-            return pd.period_range(index[-1], periods=count + 1, freq=index.freq, name=index.name)[1:]
-    elif isinstance(index, pd.DatetimeIndex):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a change of type that makes no difference to `date_range`
-            frequency = index.freq or (pd.infer_freq(index) if len(index) > 2 else None)
-        if frequency is not None and index.is_monotonic_increasing:
-            return pd.date_range(index[-1], periods=count + 1, freq=frequency, name=index.name)[1:]
-    elif pd.api.types.is_integer_dtype(index.dtype):
-        steps = np.unique(np.diff(index.to_numpy())) if len(index) > 1 else np.array([1])
-        if len(steps) == 1 and steps[0] > 0:
-            return pd.Index(index[-1] + steps[0] * np.arange(1, count + 1), name=index.name)
-    raise ArgumentError("y", index[:3].tolist(), "an index of integers, dates or periods that rises in equal steps")
-
-
-def _steps(fh: Any, index: pd.Index) -> np.ndarray:
-    """A horizon as steps after the end of an index, int64 (H,), in its order."""
-    if hasattr(fh, "to_relative") and hasattr(fh, "to_pandas"):
-        fh = fh.to_relative(index[-1]).to_pandas()
-    if isinstance(fh, pd.Timestamp | pd.Period):
-        fh = pd.Index([fh])
-    if isinstance(fh, pd.DatetimeIndex | pd.PeriodIndex):
-        if len(fh) and type(fh) is type(index):
-            count = 1
-            while (ahead := _future(index, count))[-1] < fh.max() and count < 1 << 24:
-                count *= 2
-            steps = ahead.get_indexer(fh) + 1
-        else:
-            steps = np.zeros(0)
-    else:
-        steps = np.atleast_1d(np.asarray(list(fh) if isinstance(fh, range) else fh))
-    whole = steps.ndim == 1 and steps.size > 0 and steps.dtype.kind in "iu" and (steps >= 1).all()
-    if not whole or len(np.unique(steps)) < len(steps):
-        raise ArgumentError("fh", fh, "whole steps >= 1 after the last row, or times on the grid of y, none twice")
-    return steps.astype(np.int64)
-
-
-def _levels(argument: str, levels: float | Sequence[float]) -> list[float]:
-    found = [float(level) for level in np.atleast_1d(np.asarray(levels, dtype=np.float64))]
-    if not found:
-        raise ArgumentError(argument, levels, "one level or more")
-    for level in found:
-        check_level(argument, level)
-    return found

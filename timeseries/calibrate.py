@@ -17,8 +17,7 @@ from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.randomness import seeded
 from ..core.runs import model_folder
-from .comparison import spaced
-from .data import NAMES, Windows, load
+from .data import NAMES, Windows, load, spaced
 from .loading import load_model, trained_with
 from .objectives import pose
 from .options import Calibrate

@@ -20,7 +20,7 @@ from ..core.randomness import mix, seeded
 from .metrics import Scores, missing_rate
 from .targets import Strategy
 
-__all__ = ["Filled", "System", "Windowed", "compare", "counted", "hidden", "spaced"]
+__all__ = ["Filled", "System", "Windowed", "compare", "hidden"]
 
 ELEMENTS = 1 << 25
 """Numbers of samples in memory at once."""
@@ -41,6 +41,7 @@ class Windowed:
         features: names.
         season: rows after which the series about repeats; 0 = none.
         held: rate -> the cells that the data set itself holds out, (N, L, K) bool, where it has them.
+        step: seconds of a step; 0 where rows carry no time.
     """
 
     values: np.ndarray
@@ -50,6 +51,7 @@ class Windowed:
     features: tuple[str, ...]
     season: int = 0
     held: Callable[[float], Tensor] | None = None
+    step: float = 0.0
 
     @property
     def seen(self) -> Tensor:
@@ -83,17 +85,6 @@ class Filled:
     figures: dict[str, Any]
     seconds: float
     shown: np.ndarray
-
-
-def counted(number: int, name: str) -> str:
-    """So many of what the name says: "1 row", "2 rows"."""
-    return f"{number:,} {name}" + "s" * (number != 1)
-
-
-def spaced(total: int, count: int) -> list[int]:
-    """`count` numbers below `total` at even distances, from the first to the last; all where there are fewer."""
-    count = min(count, total)
-    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def hidden(strategy: Strategy, seen: Tensor, seed: int) -> Tensor:

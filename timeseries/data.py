@@ -25,11 +25,11 @@ from torch.utils.data import Dataset
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
 from .frames import SUFFIXES, read_file
-from .scaling import Level, fit_scale
+from .scaling import Level, constants, fit_scale
 from .series import Series, Source, Split, by_share
 from .sources import NAMES
 
-__all__ = ["NAMES", "Windows", "held_out", "load", "own"]
+__all__ = ["NAMES", "WINDOW", "Windows", "held_out", "load", "own", "spaced"]
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 WINDOW = 48
@@ -44,12 +44,9 @@ def held_out(observed: np.ndarray | Tensor, rate: float, seed: int) -> np.ndarra
     The cells of window i depend on (seed, i) and its mask alone, and those of a lower rate are among those of a higher.
 
     Args:
-        observed: bool (N, L, K), or (L, K) for one window.
+        observed: bool (N, L, K), or (L, K) for one window; the result is like it, and within it.
         rate: in [0, 1].
         seed: a nonnegative integer.
-
-    Returns:
-        bool, like `observed` and within it.
     """
     if isinstance(rate, bool) or not 0 <= rate <= 1:
         raise ArgumentError("rate", rate, "a share from 0 to 1")
@@ -64,6 +61,12 @@ def held_out(observed: np.ndarray | Tensor, rate: float, seed: int) -> np.ndarra
         places = np.random.default_rng([seed, i]).permutation(np.flatnonzero(mask))
         own[places[: round(rate * len(places))]] = True
     return held
+
+
+def spaced(total: int, count: int) -> list[int]:
+    """`count` numbers below `total` at even distances, from the first to the last; all where there are fewer."""
+    count = min(count, total)
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
 
 
 @final
@@ -84,6 +87,7 @@ class Windows(Dataset[dict[str, Tensor]]):
     Attributes:
         features: names, K.
         centre, scale: float64 (K,).
+        spread: the scale for a model, float64 (K,): 0 for features of which these series have one value alone.
         step: seconds between rows, 0 for plain rows.
         dropped: windows without any observed cell, left out.
         remainder: rows at the ends of series that no window holds.
@@ -115,12 +119,14 @@ class Windows(Dataset[dict[str, Tensor]]):
             raise DataError(f"{name}: no rows")
         if odd := next((one for one in series if one.names != series[0].names), None):
             raise DataError(f"{name}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")
+        series = [one.paced(series[0].step) for one in series]
         self.name, self.window, self.stride, self.level, self.season = name, window, stride, level, season
         self.features, self.step = series[0].names, series[0].step
         if scaling is None:
             scaling = fit_scale(_side_by_side(series, window), level, self.features)
         self.centre, self.scale = (np.asarray(each, dtype=np.float64) for each in scaling)
         values = np.concatenate([one.values for one in series])
+        self.spread = np.where(constants([values]), 0.0, self.scale)
         seen = ~np.isnan(values)
         values = np.where(seen, (values - self.centre) / self.scale, 0)
         self._values = torch.from_numpy(values.astype(np.float32))
@@ -171,6 +177,10 @@ class Windows(Dataset[dict[str, Tensor]]):
             "stamps": (self._stamps[rows] - self._stamps[start]).float(),
         }
         return made | {"present": present} if self.ragged else made
+
+    def some(self, count: int) -> dict[str, Tensor]:
+        """So many windows at even distances, or all, as a batch."""
+        return self.batch(spaced(len(self), count))
 
     def held(self, rate: float, seed: int) -> Tensor:
         """Observed cells to hold out at a missing rate, bool (N, W, K); as published where the set has such masks."""

@@ -25,13 +25,15 @@ from ..core.machine import machine
 from ..core.methods import GRIDS, SAMPLERS
 from ..core.report import Report
 from ..core.runs import command_line, make_folder
+from ..core.wording import counted, lines
 from . import baselines, plotting
-from .comparison import Draw, Filled, System, Windowed, compare, counted, hidden, spaced
-from .data import NAMES, Windows, load
-from .drawing import DEFAULT_SAMPLER, DEFAULT_STEPS, How
+from .comparison import Draw, Filled, System, Windowed, compare, hidden
+from .data import NAMES, Windows, load, spaced
+from .drawing import DEFAULT_SAMPLER, DEFAULT_STEPS, Drawing, How
 from .loading import load_model, trained_with
 from .options import Evaluate, HiddenName, Sample
 from .pipeline import ImputationPipeline
+from .series import Series
 from .targets import Blocks, Forecast, WholeSeries, share
 
 __all__ = ["evaluate", "how", "main", "methods_of", "systems_of", "table", "used", "windows_of"]
@@ -97,6 +99,7 @@ def windowed(data: Windows, count: int, season: int, seed: int) -> Windowed:
         tuple(data.features),
         season,
         lambda rate: data.held(rate, seed)[chosen, :rows],
+        data.step,
     )
 
 
@@ -169,7 +172,12 @@ def methods_of(pipeline: ImputationPipeline, data: Windowed, options: Evaluate) 
     """The model and the simple ways, by the names of their columns."""
 
     def model(values: np.ndarray, stamps: Tensor, seed: int) -> np.ndarray:
-        return np.asarray(pipeline.samples(values, options.samples, **(how(options) | {"seed": seed})))
+        times, config = stamps.double().numpy(), pipeline.config
+        series = [
+            Series(*each, config.features, data.step).paced(config.step) for each in zip(values, times, strict=True)
+        ]
+        drawing = Drawing(**(how(options) | {"seed": seed}))
+        return np.stack([one.numpy() for one in pipeline.drawn(series, options.samples, drawing)], 1)
 
     def simple(way: baselines.Baseline) -> Draw:
         return lambda values, stamps, seed: way(values, stamps.numpy(), fallback=data.centre)[None]
@@ -245,14 +253,6 @@ def shown(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "–"
     return f"{value:.3g}" + ("" if error is None else f" ± {error:.2g}")
-
-
-def lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """A table in columns of even width."""
-    columns = list(rows[0])
-    widths = [max(len(column), *(len(row[column]) for row in rows)) for column in columns]
-    shape = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
-    return ["  ".join(shape).format(*each) for each in (columns, *(row.values() for row in rows))]
 
 
 def page(

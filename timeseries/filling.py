@@ -1,8 +1,9 @@
 """Windows filled: states of many windows and many samples of each in one batch.
 
 A batch holds windows of one length and the same number of samples of each, window after window. What the network knows
-of a window before it sees a state (`network.side`) is computed once for all its samples and all calls. Windows of other
-lengths are never padded to share a batch, so that what is drawn for one depends on nothing but itself and its numbers.
+of a window before it sees a state (`network.side`) is computed once for all its samples in the batch and all calls.
+Windows of other lengths are never padded to share a batch, so that what is drawn for one depends on nothing but itself
+and its numbers.
 
 A window without any given cell is drawn from the model as everything else; its level is then that of the training data.
 One without missing cells is given back and costs no call.
@@ -86,8 +87,10 @@ def filled(plan: Plan, windows: Sequence[Window]) -> Tensor:
     values = torch.stack([window.values for window in windows])
     stamps = torch.stack([window.stamps - window.stamps[0] for window in windows]).to(device, dtype)
     given = ~values.isnan()
-    z, level = model.normalised(values.to(device), given.to(device))
     known = given.to(device)
+    z, level = model.normalised(values.to(device), known)
+    if drawing.fill is not None:  # the model was trained with no given cells, and so with the series' level alone
+        z, level = torch.where(known, z + level, 0), torch.zeros_like(level)
     observed = z.to(dtype)
     generators = [seeded(drawing.seed, *window.key, s) for window in windows for s in window.samples]
     like = observed.new_zeros(1).expand(len(generators), *observed.shape[1:])

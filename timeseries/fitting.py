@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import ArgumentError
 from ..core.objectives import simple, velocity
@@ -28,12 +28,12 @@ from ..core.options import TrainingOptions
 from ..core.training import train
 from .csdi import CSDIConfig
 from .data import WINDOW, Windows, held_out
-from .model import SeriesConfig, SeriesModel, kernel_of
+from .model import SeriesConfig, SeriesModel, kernel_of, times_of
 from .network import SeriesNetConfig
 from .objectives import Imputation
 from .scaling import Level, window_level
 from .series import Series
-from .targets import Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, typical
+from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, typical, whole
 
 __all__ = ["Fitted", "fitted", "judged", "level_for", "options_for", "strategy_for", "window_for"]
 
@@ -49,8 +49,6 @@ LEAST_HELD = 200
 """Observed cells below which none is held out."""
 JUDGED = 4096
 """Cells of the rows that are imputed to judge the model."""
-BANK = 4096
-"""Windows whose gaps are patterns."""
 SECONDS = 60.0
 """Of training."""
 SPEED, OVERHEAD = 8e6, 0.015
@@ -109,6 +107,7 @@ def fitted(
     """
     if not 0 <= held_out_share < 1:
         raise ArgumentError("held_out_share", held_out_share, "a share in [0, 1)")
+    series = [one.paced(series[0].step) for one in series]
     features = series[0].names
     if lost := [name for name in covariates if name not in features]:
         raise ArgumentError("covariates", lost[0], f"some of the features {', '.join(features)}")
@@ -136,13 +135,13 @@ def fitted(
         step=data.step,
         covariates=covariates,
     )
-    options = options_for(data, chosen, seed) if options is None else options
+    options = options_for(window, chosen, seed) if options is None else options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = SeriesModel(config, data.centre, data.scale)
-    some = data.batch(range(min(len(data), BANK)))
+        model = SeriesModel(config, data.centre, data.spread)
+    some = data.some(BANK)
     if strategy is None:
-        strategy = strategy_for(some["seen"], window)
+        strategy = strategy_for(whole(some["seen"], some.get("present")), window)
     if covariates:
         strategy = Sparing(strategy, tuple(features.index(name) for name in covariates))
     objective = Imputation(
@@ -151,12 +150,13 @@ def fitted(
         strategy,
         typical(strategy, some["seen"], some.get("present"), seed=seed),
         weight=simple if published else velocity,
+        times=times_of(config),
         level=window_level if level == "window" else None,
     )
     with tempfile.TemporaryDirectory() as temporary:
         trained = train(objective, data, options, folder=temporary if folder is None else Path(folder))
-    learnt = trained.ema.get_submodule(name_of(objective, model.denoiser))
-    model.denoiser.load_state_dict(learnt.state_dict())
+    model.denoiser.load_state_dict(trained.average(model.denoiser).state_dict())
+    model.to(next(model.denoiser.parameters()).device)  # where training took the denoiser alone
     truth = [np.where(mask, one.values, np.nan) for one, mask in zip(series, held, strict=True)]
     return Fitted(config, model.eval(), trained.history, shown, truth)
 
@@ -204,9 +204,9 @@ def network_for(series: Sequence[Series]) -> SeriesNetConfig:
     return SeriesNetConfig(features=len(series[0].names), width=width, blocks=blocks)
 
 
-def options_for(data: Windows, network: SeriesNetConfig | CSDIConfig, seed: int) -> TrainingOptions:
+def options_for(window: int, network: SeriesNetConfig | CSDIConfig, seed: int) -> TrainingOptions:
     """Steps of sixteen windows for about a minute on two cores; of eight where that would be few steps."""
-    cells = data.window * len(data.features) * work(network)
+    cells = window * network.features * work(network)
     steps, batch = 0, 16
     for batch in (16, 8):
         steps = int(SECONDS / (OVERHEAD + batch * cells / SPEED))
@@ -233,11 +233,11 @@ def work(network: SeriesNetConfig | CSDIConfig) -> float:
     return network.width * network.blocks * network.axes / 2
 
 
-def strategy_for(seen: Tensor, window: int) -> Strategy:
-    """Random cells, rectangles and futures, and the gaps of the data themselves."""
+def strategy_for(there: Tensor, window: int) -> Strategy:
+    """Random cells, rectangles and futures, and the gaps of the data themselves; `there` as of `targets.whole`."""
     futures = Forecast(max(1, window // 2), 1)
     strategies: tuple[Strategy, ...] = (Random(), Blocks(), futures)
-    return Mixture(strategies if bool(seen.all()) else (*strategies, Patterned(seen)))
+    return Mixture(strategies if bool(there.all()) else (*strategies, Patterned(there)))
 
 
 def hidden(series: Series, share: float, covariates: Sequence[str], seed: int) -> np.ndarray:
@@ -245,11 +245,6 @@ def hidden(series: Series, share: float, covariates: Sequence[str], seed: int) -
     seen = ~np.isnan(series.values)
     seen[:, [series.names.index(name) for name in covariates]] = False
     return held_out(seen, share, seed)
-
-
-def name_of(objective: nn.Module, part: nn.Module) -> str:
-    """The name under which an objective holds a module."""
-    return next(name for name, module in objective.named_modules() if module is part)
 
 
 def judged(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,5 @@ def prolonged(
         rows = np.full((horizon, one.values.shape[1]), np.nan)
         if names:
             rows[:, columns] = known[i]
-        stamps = one.stamps[-1] + np.arange(1, horizon + 1)
-        longer.append(
-            replace(one, values=np.concatenate([one.values, rows]), stamps=np.concatenate([one.stamps, stamps]))
-        )
+        longer.append(one.prolonged(rows))
     return longer, [ahead(len(one), horizon, config.window) for one in series]

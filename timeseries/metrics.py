@@ -10,13 +10,12 @@ which samples and truth come; say which when printing (published figures of Phys
 - CRPS-sum: the first figure for the sum over features, row by row. Given cells (`known`) enter both sums with their
   values, not with what a network said there; cells that are neither given nor counted enter neither. Every row with a
   counted cell counts once.
-- MAE and RMSE, of the median (the middle of two for even S, where CSDI's code takes the lower) and of the mean.
-- energy score: mean over windows.
+- MAE and RMSE, of the median (the middle of two for even S, where CSDI's code takes the lower) and of the mean. Energy
+  score: mean over windows.
 - intervals: coverage and mean width of central intervals, beside the coverage that a perfect forecaster reaches with
   as many samples; quantiles: the share of truths at or below each, likewise; PIT: shares in equal bins.
 - the same by feature, and by the missing rate of windows. Figures relative to sum |y| are relative to the group's own.
-- standard errors: windows are the units, those of ratios by Cochran 1977, eq. 2.39. They hold for windows that do not
-  overlap, and do not cover the model's training.
+- standard errors: of windows, for ratios by Cochran 1977, eq. 2.39; for windows that do not overlap, of a given model.
 """
 
 from __future__ import annotations
@@ -39,11 +38,14 @@ from .scoring import (
     energy_score,
     expected_coverage,
     expected_share,
+    missing_rate,
     ordered_crps,
     ordered_quantiles,
     pinball,
     pit_bounds,
     quantiles,
+    ratio,
+    standard_error,
 )
 
 __all__ = [
@@ -85,19 +87,6 @@ def figures(
     scores = Scores(features, levels=levels)
     scores.add(samples, truth, mask, known=known, missing=missing)
     return scores.figures()
-
-
-def missing_rate(known: Values, present: Values | None = None) -> Tensor:
-    """Share of cells (N,) that a model was not given, padding rows left out.
-
-    Args:
-        known: bool (N, L, K), the given cells.
-        present: bool (N, L), False on padding rows; absent = all present.
-    """
-    known = torch.as_tensor(known).bool()
-    rows = torch.ones(known.shape[:2], dtype=torch.bool) if present is None else torch.as_tensor(present).bool()
-    given = (known & rows[..., None]).sum((1, 2)).double()
-    return 1 - given / (rows.sum(1).double() * known.shape[2]).clamp(min=1)
 
 
 @final
@@ -300,28 +289,13 @@ class Scores:
         return found
 
 
-def ratio(above: float, below: float) -> float | None:
-    """Above over below; None if that is no number."""
-    found = above / below if below else math.nan
-    return found if math.isfinite(found) else None
-
-
 def _errors(windows: Tensor, energies: Tensor) -> Mapping[str, float | None]:
     """Standard errors over windows of the main figures."""
     cells = windows[:, 0]
-    square, error = float(windows[:, 3].sum() / cells.sum()), _error(windows[:, 3], cells)
+    square, error = float(windows[:, 3].sum() / cells.sum()), standard_error(windows[:, 3], cells)
     return {
-        "CRPS": _error(windows[:, LOSSES : LOSSES + len(QUANTILES)].mean(1), windows[:, 1]),
-        "MAE": _error(windows[:, 2], cells),
+        "CRPS": standard_error(windows[:, LOSSES : LOSSES + len(QUANTILES)].mean(1), windows[:, 1]),
+        "MAE": standard_error(windows[:, 2], cells),
         "RMSE": None if error is None else ratio(error, 2 * math.sqrt(square)) if square > 0 else None,
-        "energy score": _error(energies, torch.ones_like(energies)),
+        "energy score": standard_error(energies, torch.ones_like(energies)),
     }
-
-
-def _error(above: Tensor, below: Tensor) -> float | None:
-    """Standard error of sum above / sum below over independent windows; None for fewer than two."""
-    count, total = len(above), float(below.sum())
-    if count < 2 or total == 0:
-        return None
-    residual = above - below * (above.sum() / total)
-    return ratio(math.sqrt(float(residual.square().sum()) * count / (count - 1)), total)

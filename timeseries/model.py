@@ -27,6 +27,7 @@ from ..core.gaussian import Gaussian
 from ..core.methods import PARAMETRISATIONS
 from ..core.methods import SCHEDULES as CORE_SCHEDULES
 from ..core.names import ParametrisationName, ScheduleName
+from ..core.objectives import Times, whole_steps
 from ..core.schedules import Schedule, Tabulated
 from .csdi import CSDIConfig
 from .kernel import Targets
@@ -42,6 +43,7 @@ __all__ = [
     "SeriesModel",
     "SeriesScheduleName",
     "kernel_of",
+    "times_of",
 ]
 
 CSDI_STEPS = 50
@@ -116,7 +118,7 @@ class SeriesModel(nn.Module):
     Args:
         config: of the model.
         centre, scale: of the features in the units of the data, (K,); 0 and 1 without, as of a model whose weights are
-            read, with which they come.
+            read, with which they come. A scale of 0 says that a feature is constant: it is filled with its centre.
     """
 
     centre: Tensor
@@ -143,8 +145,8 @@ class SeriesModel(nn.Module):
             if known.shape != (count,) or not bool(known.isfinite().all()):
                 raise ArgumentError(name, value, f"{count} finite numbers, one per feature")
             self.register_buffer(name, known)
-        if not bool((self.scale > 0).all()):
-            raise ArgumentError("scale", scale, "numbers > 0")
+        if not bool((self.scale >= 0).all()):
+            raise ArgumentError("scale", scale, "numbers >= 0")
 
     def normalised(self, values: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Values in the network's units, and the level that was taken off.
@@ -156,7 +158,8 @@ class SeriesModel(nn.Module):
         Returns:
             float64: (B, L, K), 0 where not given; (B, 1, K), which is 0 at level "series".
         """
-        x = torch.where(given, normalise(values, self.centre, self.scale), 0)
+        scale = torch.where(self.scale > 0, self.scale, 1)
+        x = torch.where(given, normalise(values, self.centre, scale), 0)
         if self.level == "series":
             return x, x.new_zeros(len(x), 1, x.shape[2])
         level = window_level(x, given)
@@ -170,6 +173,11 @@ class SeriesModel(nn.Module):
             level: broadcastable to it.
         """
         return restore(x.to(self.centre) + level, self.centre, self.scale)
+
+
+def times_of(config: SeriesConfig) -> Times | None:
+    """The law of t in training; None for the one of the objective."""
+    return None if config.indices is None else whole_steps(config.indices)
 
 
 def kernel_of(config: SeriesConfig, model: SeriesModel | Any) -> Gaussian:

@@ -17,12 +17,11 @@ else is in the call, and how it is split into batches, shows in the last digits 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ from .network import SeriesNetConfig
 from .scaling import Level
 from .series import Series
 from .stitching import Paths, Stretch, interleaved, run
-from .summaries import PointName, Summary, quantiles_of, summary_of
+from .summaries import PointName, quantiles_of, summaries, summary_of
 from .tables import Taken, taken
 from .targets import Strategy
 
@@ -144,7 +143,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             X: see the module; NaN = missing.
             window: rows that the model sees at once; None for what suits the data.
             level: "window" for series that drift; None for what suits the data.
-            covariates: features whose future will be known; by name, or by number as text for arrays.
+            covariates: features whose future will be known; by name, which in arrays is "feature 0" and so on.
             strategy: which observed cells training hides; None for a mixture of gaps and futures.
             options: of the training loop; None for what suits the data.
             network: sizes; None for what suits the data.
@@ -159,7 +158,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         self.__init__(found.config, found.model)
 
         def draw(series: Sequence[Series]) -> Iterator[Tensor]:
-            return self.drawn(series, self._inside(series), DEFAULT_COUNT, Drawing(seed=seed))
+            return self.drawn(series, DEFAULT_COUNT, Drawing(seed=seed))
 
         self.validation = judged(draw, found.shown, found.held)
         return self
@@ -174,7 +173,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             how: see `drawing.Drawing`.
         """
         summary, table = summary_of(point), self._taken("impute", X)
-        return table.filled(self._summaries(table.series, self._inside(table.series), count, Drawing(**how), summary))
+        return table.filled(summaries(self.drawn(table.series, count, Drawing(**how)), summary))
 
     def quantile(
         self, X: Any, q: float | Sequence[float] = (0.05, 0.5, 0.95), *, count: int = DEFAULT_COUNT, **how: Unpack[How]
@@ -190,8 +189,8 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             for a number q what `impute` returns; for several, arrays (Q, ...) of arrays, else a list with one for each.
         """
         summary, table = quantiles_of("q", q), self._taken("quantile", X)
-        found = self._summaries(table.series, self._inside(table.series), count, Drawing(**how), summary)
-        return each_of(table.filled, found, table, q)
+        found = summaries(self.drawn(table.series, count, Drawing(**how)), summary)
+        return table.quantiles(table.filled, found, q)
 
     def samples(self, X: Any, count: int = DEFAULT_COUNT, **how: Unpack[How]) -> Any:
         """Sample paths: (S, N, L, K) of an array (N, L, K), (S, L, K) of one series, a list of those of a list.
@@ -199,7 +198,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         Float64; observed cells are the same in all. Arguments as in `impute`.
         """
         table = self._taken("samples", X)
-        found = self.drawn(table.series, self._inside(table.series), count, Drawing(**how))
+        found = self.drawn(table.series, count, Drawing(**how))
         return table.paths([samples.numpy() for samples in found])
 
     def forecast(
@@ -231,8 +230,8 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         summary = summary_of(point) if quantiles is None else quantiles_of("quantiles", quantiles)
         table = self._taken("forecast", X)
         longer, passes = prolonged(table.series, self.config, horizon, covariates)
-        found = self._summaries(longer, passes, count, Drawing(**how), summary, last=horizon)
-        return table.future(found) if quantiles is None else each_of(table.future, found, table, quantiles)
+        found = summaries(self.drawn(longer, count, Drawing(**how), passes), summary, last=horizon)
+        return table.future(found) if quantiles is None else table.quantiles(table.future, found, quantiles)
 
     def futures(
         self, X: Any, horizon: int, count: int = DEFAULT_COUNT, *, covariates: Any = None, **how: Unpack[How]
@@ -240,7 +239,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         """Sample paths of the `horizon` rows that follow X: (S, N, horizon, K), or as `samples`; float64."""
         table = self._taken("futures", X)
         longer, passes = prolonged(table.series, self.config, horizon, covariates)
-        found = self.drawn(longer, passes, count, Drawing(**how))
+        found = self.drawn(longer, count, Drawing(**how), passes)
         return table.paths([samples[:, -horizon:].numpy() for samples in found])
 
     # --- what these are made of
@@ -258,11 +257,24 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         return Plan(self.model, self.kernel, DEFAULT_SAMPLER if sampler is None else sampler, times, drawing)
 
     def drawn(
-        self, series: Sequence[Series], passes: Sequence[list[list[Stretch]]], count: int, drawing: Drawing
+        self,
+        series: Sequence[Series],
+        count: int,
+        drawing: Drawing,
+        passes: Sequence[list[list[Stretch]]] | None = None,
     ) -> Iterator[Tensor]:
-        """Samples (S, T, K) of each series in turn, float64 in the units of the data."""
+        """Samples (S, T, K) of each series in turn, float64 in the units of the data.
+
+        Args:
+            series: of the model's features, their stamps in its steps.
+            count: S.
+            drawing: how.
+            passes: windows of each series; None for those that fill all of its gaps.
+        """
         check_counts(count=count)
         plan, samples = self.plan(drawing), range(drawing.first, drawing.first + count)
+        if passes is None:
+            passes = [interleaved(len(one), self.config.window) for one in series]
         begin, held = 0, 0
         for end, one in enumerate(series, 1):
             held += count * one.values.size
@@ -278,24 +290,3 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
     def _taken(self, what: str, X: Any) -> Taken:
         self.ready(what)
         return taken(X, self.config.features, self.config.step)
-
-    def _inside(self, series: Sequence[Series]) -> list[list[list[Stretch]]]:
-        return [interleaved(len(one), self.config.window) for one in series]
-
-    def _summaries(
-        self,
-        series: Sequence[Series],
-        passes: Sequence[list[list[Stretch]]],
-        count: int,
-        drawing: Drawing,
-        summary: Summary,
-        last: int = 0,
-    ) -> list[np.ndarray]:
-        """A summary of the samples (S, T, K) of each series, or of their last rows."""
-        return [summary(samples[:, -last:].numpy()) for samples in self.drawn(series, passes, count, drawing)]
-
-
-def each_of(form: Callable[[Sequence[np.ndarray]], Any], found: Sequence[np.ndarray], table: Taken, q: Any) -> Any:
-    """Quantiles (Q, L, K) of each series in their form: one for a number q, else all of them."""
-    each = [form([values[i] for values in found]) for i in range(len(found[0]))]
-    return each[0] if np.ndim(q) == 0 else table.stacked(each)

@@ -27,14 +27,13 @@ from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
 from ..core.pipeline import Card
+from ..core.wording import counted
 from . import plotting
 from .checks import place_of, source
-from .comparison import counted
-from .data import Windows
 from .drawing import Drawing
 from .evaluate import how, used
 from .filling import Window, fill
-from .fitting import level_for, network_for, options_for, window_for
+from .fitting import network_for, options_for, window_for
 from .frames import Reading, read_file
 from .loading import device, load_model
 from .options import Sample
@@ -43,6 +42,7 @@ from .series import Series
 from .stamps import following
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
+from .summaries import quantiles_of, summary_of
 from .tables import taken
 
 __all__ = ["Stretch", "main", "model_for", "stretches", "summaries"]
@@ -122,12 +122,12 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
         raise DataError(f"{options.input}: {len(series)} rows, too little to fit a model to; name one by --model")
     print("fitting a model to the table, which takes about a minute; --keep FOLDER keeps it", flush=True)
     window = window_for([series]) if fitting.window is None else fitting.window
-    level = level_for([series], window) if fitting.level is None else fitting.level
-    windows = Windows([series], window, level=level, name=str(options.input))
-    settings = replace(options_for(windows, network_for([series]), options.seed), progress=options.progress)
+    settings = replace(options_for(window, network_for([series]), options.seed), progress=options.progress)
     if fitting.fit_steps is not None:
         settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
-    pipeline = ImputationPipeline().fit(reading, window=window, level=level, options=settings, seed=options.seed)
+    pipeline = ImputationPipeline().fit(
+        reading, window=window, level=fitting.level, options=settings, seed=options.seed
+    )
     pipeline.to(device())
     for name, value in pipeline.validation.items():
         print(f"{name}: {value:.4g}")
@@ -182,12 +182,11 @@ def summaries(pipeline: ImputationPipeline, series: Series, options: Sample, lev
     """
     window, count, horizon = pipeline.config.window, options.samples, options.horizon
     length, features = series.values.shape
-    stamps = np.concatenate([series.stamps, series.stamps[-1] + np.arange(1, horizon + 1)])
-    values = np.concatenate([series.values, np.full((horizon, features), np.nan)])
-    drawing = Drawing(**how(options))
-    plan = pipeline.plan(drawing)
+    longer = series.prolonged(np.full((horizon, features), np.nan))
+    values, stamps = longer.values, longer.stamps
+    plan = pipeline.plan(Drawing(**how(options)))
     out = np.empty((1 + len(levels), length + horizon, features))
-    point = np.mean if options.mean else np.median
+    point = summary_of("mean" if options.mean else "median")
     parts = stretches(length, max(1, HELD // (count * features) - horizon), window)
     jobs = []
     for number, part in enumerate(parts):
@@ -205,9 +204,9 @@ def summaries(pipeline: ImputationPipeline, series: Series, options: Sample, lev
             (samples,) = run_passes(filler, [paths], range(count))
             kept = samples[:, part.first - part.begin : part.last - part.begin + after].numpy()
             rows = slice(part.first, part.last + after)
-            out[0, rows] = point(kept, axis=0)
+            out[0, rows] = point(kept)
             if levels:
-                out[1:, rows] = np.quantile(kept, levels, axis=0)
+                out[1:, rows] = quantiles_of("--quantiles", levels)(kept)
             paths.drawn = paths.values  # the samples of a stretch need not outlive it
     return out
 

@@ -7,8 +7,9 @@ what training saw, become stationary (Kim et al. 2022, "Reversible instance norm
 spread of a window's few given cells says too little). The order is: centre and scale for the whole set, then the level
 of a window in these units, `window_level`, once it is known which cells are given.
 
-A constant feature has scale 1 and is 0 once normalised. What a network makes of it is near 0, not 0: whoever is to give
-back the constant itself keeps `constants` beside the scale.
+A constant feature has scale 1 and is 0 once normalised. What a network makes of it is near 0, not 0: for a model to
+give back the constant itself, its scale is 0 there (`data.Windows.spread`). At level "window" a feature that only
+differs from window to window has the scale of level "series".
 """
 
 from __future__ import annotations
@@ -73,15 +74,20 @@ def fit_scale(
             np.broadcast_to(part.sum(0) / np.maximum(known.sum(0), 1), part.shape)
             for part, known in zip(np.split(cells, lengths), np.split(seen, lengths), strict=True)
         ]
-        left = cells - np.concatenate(means)
+        scale = deviation(cells - np.concatenate(means), seen)
+        scale = np.where(scale <= _ROUNDING, deviation(cells - centre, seen), scale)
     else:
-        left = cells - centre
-    scale = np.sqrt((np.where(seen, left, 0) ** 2).sum(0) / count)
+        scale = deviation(cells - centre, seen)
     # The mean of equal numbers may be off by rounding: such a feature is its own first value.
     flat = scale <= _ROUNDING
     first = np.take_along_axis(cells, seen.argmax(0)[None], 0)[0]
     one_value = (np.where(seen, cells, first) == first).all(0)
     return np.where(one_value, first, centre) * largest, np.where(flat, 1.0, scale * largest)
+
+
+def deviation(left: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The root mean square of the seen cells of each column, (K,)."""
+    return np.sqrt((np.where(seen, left, 0) ** 2).sum(0) / seen.sum(0))
 
 
 def constants(windows: Iterable[np.ndarray]) -> np.ndarray:

@@ -44,11 +44,14 @@ __all__ = [
     "energy_score",
     "expected_coverage",
     "expected_share",
+    "missing_rate",
     "ordered_crps",
     "ordered_quantiles",
     "pinball",
     "pit_bounds",
     "quantiles",
+    "ratio",
+    "standard_error",
 ]
 
 Values: TypeAlias = Tensor | ArrayLike
@@ -216,6 +219,34 @@ def pit_bounds(ordered: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     up_to = torch.searchsorted(ordered, truth, right=True)[:, 0]
     count = ordered.shape[-1] + 1
     return below.double() / count, (up_to + 1).double() / count
+
+
+def ratio(above: float, below: float) -> float | None:
+    """Above over below; None if that is no number."""
+    found = above / below if below else math.nan
+    return found if math.isfinite(found) else None
+
+
+def standard_error(above: Tensor, below: Tensor) -> float | None:
+    """Standard error of sum above / sum below over independent windows; None for fewer than two."""
+    count, total = len(above), float(below.sum())
+    if count < 2 or total == 0:
+        return None
+    residual = above - below * (above.sum() / total)
+    return ratio(math.sqrt(float(residual.square().sum()) * count / (count - 1)), total)
+
+
+def missing_rate(known: Values, present: Values | None = None) -> Tensor:
+    """Share of cells (N,) that a model was not given, padding rows left out.
+
+    Args:
+        known: bool (N, L, K), the given cells.
+        present: bool (N, L), False on padding rows; absent = all present.
+    """
+    known = torch.as_tensor(known).bool()
+    rows = torch.ones(known.shape[:2], dtype=torch.bool) if present is None else torch.as_tensor(present).bool()
+    given = (known & rows[..., None]).sum((1, 2)).double()
+    return 1 - given / (rows.sum(1).double() * known.shape[2]).clamp(min=1)
 
 
 def check_level(argument: str, level: float) -> None:

@@ -7,7 +7,7 @@ model that was fitted to arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,6 @@ from .series import Series
 from .stamps import following
 
 __all__ = ["Taken", "taken"]
-
-SAME_STEP = 0.1
-"""Steps that differ less are the same: months have 28 to 31 days."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +70,11 @@ class Taken:
             return torch.stack(list(each))
         return np.stack(each) if self.is_array else list(each)
 
+    def quantiles(self, form: Callable[[Sequence[np.ndarray]], Any], found: Sequence[np.ndarray], q: Any) -> Any:
+        """Quantiles (Q, L, K) of each series in a form, `filled` or `future`: one for a number q, else all of them."""
+        each = [form([values[i] for values in found]) for i in range(len(found[0]))]
+        return each[0] if np.ndim(q) == 0 else self.stacked(each)
+
     def gathered(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """(N, H, K) of an array of many series, (H, K) of one."""
         return np.stack(rows) if self.is_many else rows[0]
@@ -112,19 +114,18 @@ def taken(X: Any, features: Sequence[str] | None = None, step: float = 0.0, argu
     names = reading.names
     features = names if features is None else tuple(features)
     order = placed(names, features, argument)
-    series = tuple(
-        replace(one, values=one.values[:, order], names=features, stamps=one.stamps * ratio(one.step, step))
-        for one in reading.series
-    )
+    series = tuple(replace(one, values=one.values[:, order], names=features).paced(step) for one in reading.series)
     return Taken(series, X, reading, order)
 
 
 def placed(names: Sequence[str], features: Sequence[str], argument: str) -> tuple[int, ...]:
     """The place of each feature among the names."""
+    nameless = tuple(f"feature {k}" for k in range(len(names)))
+    if len(names) == len(features) and tuple(names) == nameless:  # an array, whatever its features are called
+        return tuple(range(len(names)))
     if set(names) == set(features):
         return tuple(names.index(name) for name in features)
-    nameless = tuple(f"feature {k}" for k in range(len(names)))
-    if len(names) == len(features) and nameless in (tuple(names), tuple(features)):
+    if tuple(features) == nameless:
         return tuple(range(len(names)))
     lost = [name for name in features if name not in names]
     odd = [name for name in names if name not in features]
@@ -132,10 +133,3 @@ def placed(names: Sequence[str], features: Sequence[str], argument: str) -> tupl
         f"{len(names)} features" + f", without {', '.join(lost)}" * bool(lost) + f", with {', '.join(odd)}" * bool(odd)
     )
     raise ArgumentError(argument, got, f"the features of the model: {', '.join(features)}")
-
-
-def ratio(own: float, step: float) -> float:
-    """What stamps of a series are multiplied by to be in the steps of the model; 1 where either is unknown."""
-    if own == 0 or step == 0 or abs(own / step - 1) < SAME_STEP:
-        return 1.0
-    return own / step

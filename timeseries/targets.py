@@ -30,6 +30,7 @@ from ..core.errors import ArgumentError
 from ..core.randomness import Randomness, rand, seeded
 
 __all__ = [
+    "BANK",
     "Blocks",
     "Forecast",
     "Mixture",
@@ -40,7 +41,10 @@ __all__ = [
     "WholeSeries",
     "share",
     "typical",
+    "whole",
 ]
+
+BANK = 4096  # windows whose gaps are learnt, and in which targets are counted
 
 
 class Strategy(Protocol):
@@ -58,7 +62,7 @@ class Strategy(Protocol):
 
 
 def share(part: float) -> Random:
-    """The same share of the seen cells in every window: for evaluation at one missing rate, and 1 for all of them."""
+    """The same share of the seen cells in every window: for evaluation at one missing rate; 1 for all of them."""
     return Random(part, part)
 
 
@@ -68,16 +72,21 @@ def typical(strategy: Strategy, seen: Tensor, present: Tensor | None = None, *, 
     Args:
         strategy: as in training.
         seen, present: of some windows of the training data, as for strategies.
-        seed: of the draw, one per window.
+        seed: of the draw.
 
     Raises:
         ArgumentError: the strategy asks for nothing in any of the windows.
     """
-    drawn = strategy(check_seen(seen), [seeded(seed, i) for i in range(len(seen))], present)
-    mean = float(drawn.sum()) / max(1, len(seen))
+    generators = [seeded(seed, i) for i in range(len(check_seen(seen)))]
+    mean = float(strategy(seen, generators, present).sum()) / max(1, len(seen))
     if mean == 0:
         raise ArgumentError("strategy", strategy, "one that finds targets in these windows")
     return mean
+
+
+def whole(seen: Tensor, present: Tensor | None = None) -> Tensor:
+    """Where a window has no gap, (B, L, K) bool, for `Patterned`: seen, or padding, which is none."""
+    return seen if present is None else seen | ~present.unsqueeze(-1)
 
 
 @final

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
@@ -22,26 +21,23 @@ from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
-from .comparison import counted, spaced
+from ..core.wording import counted
 from .csdi import CSDIConfig
 from .data import Windows, load
-from .model import SeriesConfig, SeriesModel, kernel_of
+from .model import SeriesConfig, SeriesModel, kernel_of, times_of
 from .network import SeriesNetConfig
 from .objectives import Imputation
 from .options import NetworkName, TargetsName, Train
 from .pipeline import ImputationPipeline
 from .scaling import window_level
 from .sources import Split
-from .targets import Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, typical
+from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, typical, whole
 
 __all__ = ["data_of", "main", "objective_of", "series_config", "targets_of", "train"]
 
 
 WEIGHTING: Mapping[NetworkName, WeightName] = {"ours": "velocity", "csdi": "simple"}
 """Where the options leave it open: unweighted in what the network predicts, v and the noise."""
-
-BANK = 4096
-"""Windows whose gaps are kept as patterns."""
 
 
 def main(options: Train) -> None:
@@ -86,7 +82,7 @@ def train(
     config = series_config(data, options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.training.seed)
-        model = SeriesModel(config, data.centre, data.scale)
+        model = SeriesModel(config, data.centre, data.spread)
     pipeline = ImputationPipeline(config, model)
     if announce is not None:
         announce(sum(parameter.numel() for parameter in model.parameters()))
@@ -101,17 +97,12 @@ def train(
         on_begin=lambda: save(options.out / CONFIG_NAME, "train", "timeseries", options),
         on_log=on_log,
     )
-    learnt = trained.ema.get_submodule(name_of(objective, model.denoiser))
-    model.denoiser.load_state_dict(learnt.state_dict())
+    model.denoiser.load_state_dict(trained.average(model.denoiser).state_dict())
     model.eval()
+    pipeline.to(next(model.denoiser.parameters()).device)  # where training took the denoiser alone
     if trained.is_main_process:
         pipeline.save_pretrained(options.out / "model", card=card(data, options, trained.history[-1]["seconds"]))
     return pipeline, trained
-
-
-def name_of(objective: nn.Module, part: nn.Module) -> str:
-    """The name under which an objective holds a module."""
-    return next(name for name, module in objective.named_modules() if module is part)
 
 
 def data_of(options: Train, split: Split) -> Windows:
@@ -129,11 +120,12 @@ def data_of(options: Train, split: Split) -> Windows:
 def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, options: Train) -> Imputation:
     """The loss that the options ask for: of every counted cell alike."""
     strategy = targets_of(data, options)
-    some = data.batch(spaced(len(data), BANK))
+    some = data.some(BANK)
     per = typical(strategy, some["seen"], some.get("present"), seed=options.training.seed)
     weight = WEIGHTS[options.weighting or WEIGHTING[options.network]]
     level = window_level if config.level == "window" else None
-    return Imputation(model.denoiser, kernel_of(config, model), strategy, per, weight=weight, level=level)
+    kernel, times = kernel_of(config, model), times_of(config)
+    return Imputation(model.denoiser, kernel, strategy, per, weight=weight, times=times, level=level)
 
 
 def targets_of(data: Windows, options: Train) -> Strategy:
@@ -157,15 +149,13 @@ def columns(names: tuple[str, ...], features: tuple[str, ...]) -> tuple[int, ...
 
 def patterns(data: Windows, options: Train) -> Patterned:
     """What other windows lack."""
-    some = data.batch(spaced(len(data), BANK))
-    seen = some["seen"]
-    if "present" in some:  # padding is no gap
-        seen = seen | ~some["present"].unsqueeze(-1)
-    if bool(seen.all()):
+    some = data.some(BANK)
+    there = whole(some["seen"], some.get("present"))
+    if bool(there.all()):
         raise ArgumentError(
             "--targets", options.targets, f"random, blocks, series or forecast: {data.name} has no gaps"
         )
-    return Patterned(seen)
+    return Patterned(there)
 
 
 def forecast(data: Windows, options: Train) -> Forecast:

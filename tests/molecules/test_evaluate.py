@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from polydiff.core.checkpoints import read_json
 from polydiff.core.errors import ArgumentError
 from polydiff.core.report import Report
+from polydiff.core.wording import lines
 from polydiff.molecules import comparison, demo, evaluate
 from polydiff.molecules.comparison import Drawn, Draws, Reference
 from polydiff.molecules.metrics import P1, P2
@@ -25,7 +26,6 @@ from polydiff.molecules.model import ConformerConfig, Level
 from polydiff.molecules.network import EquivariantConfig
 from polydiff.molecules.options import Demo, Evaluate
 from polydiff.molecules.pipeline import ConformerPipeline
-from polydiff.molecules.reporting import lines
 from polydiff.molecules.rmsd import positions
 
 SMILES = ("CC(C)CO", "C[C@H](N)C(=O)O", "O")

@@ -13,8 +13,8 @@ import torch
 
 from polydiff.core.errors import ArgumentError
 from polydiff.timeseries import baselines, comparison, metrics, sample
-from polydiff.timeseries.comparison import System, Windowed, compare, hidden, spaced
-from polydiff.timeseries.data import load
+from polydiff.timeseries.comparison import System, Windowed, compare, hidden
+from polydiff.timeseries.data import load, spaced
 from polydiff.timeseries.evaluate import systems_of, table, windowed
 from polydiff.timeseries.loading import load_model, trained_with
 from polydiff.timeseries.options import Evaluate, Sample

@@ -79,14 +79,12 @@ def test_sizes_and_steps():
     assert network_for([little]).features == 3
     counts = []
     for one in (little, much):
-        data = Windows([one], 10, level="series")
-        options = options_for(data, network_for([one]), 7)
+        options = options_for(10, network_for([one]), 7)
         assert 200 <= options.steps <= 3000
         assert options.seed == 7
         assert not options.progress
         counts.append(options.steps)
-    wide = Windows([series(np.zeros((1000, 200)))], 48)
-    found = options_for(wide, network_for([series(np.zeros((1000, 200)))]), 0)
+    found = options_for(48, network_for([series(np.zeros((1000, 200)))]), 0)
     assert (found.steps, found.batch_size) == (200, 8)
     assert counts[0] > counts[1]
 
@@ -235,7 +233,8 @@ def test_constant_features_come_back_as_the_constant():
     pipeline = ImputationPipeline().fit(values, window=12, network=small(2), options=SHORT, held_out_share=0)
     assert pipeline.validation == {}
     assert float(pipeline.model.centre[1]) == 7.25
-    assert float(pipeline.model.scale[1]) == 1.0
+    X = np.where(np.arange(120)[:, None] % 5 == 2, np.nan, values)
+    assert (pipeline.impute(X, count=2, steps=2)[:, 1] == 7.25).all()
 
 
 def test_what_cannot_be_fitted():

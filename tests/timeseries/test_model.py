@@ -100,7 +100,7 @@ def test_units_are_kept_with_the_weights_in_full():
 
 @pytest.mark.parametrize(
     ("centre", "scale", "name"),
-    [([0.0], None, "centre"), (None, [1.0, 1.0, 0.0], "scale"), ([0.0, 0.0, np.nan], None, "centre")],
+    [([0.0], None, "centre"), (None, [1.0, 1.0, -1.0], "scale"), ([0.0, 0.0, np.nan], None, "centre")],
 )
 def test_units_that_are_none(centre: list, scale: list, name: str):
     with pytest.raises(ArgumentError, match=name):

@@ -12,7 +12,8 @@ import torch
 
 from polydiff.core.errors import ArgumentError
 from polydiff.timeseries.frames import read_file
-from polydiff.timeseries.tables import placed, ratio, taken
+from polydiff.timeseries.series import ratio
+from polydiff.timeseries.tables import placed, taken
 
 NAN = np.nan
 ROWS = np.array([[1.0, NAN], [NAN, 4.0], [5.0, 6.0]])
