@@ -25,12 +25,12 @@ from typing import Any, Self, Unpack, final
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ArgumentError, PolydiffError
+from ..core.errors import ArgumentError, PolydiffError, check_counts
 from ..core.gaussian import Gaussian
 from ..core.options import TrainingOptions
 from ..core.pipeline import Card, Pipeline
 from .csdi import CSDIConfig
-from .drawing import DEFAULT_SAMPLER, Drawing, How, check_counts, snapped
+from .drawing import DEFAULT_SAMPLER, Drawing, How, snapped
 from .filling import Plan, fill
 from .fitting import fitted, judged
 from .forecasting import prolonged

@@ -20,7 +20,7 @@ from polydiff.timeseries import fitting
 from polydiff.timeseries import train as training
 from polydiff.timeseries.comparison import Windowed
 from polydiff.timeseries.data import Windows
-from polydiff.timeseries.evaluate import methods_of
+from polydiff.timeseries.evaluate import methods_of, systems_of
 from polydiff.timeseries.model import SCHEDULES, SeriesConfig, SeriesModel, times_of
 from polydiff.timeseries.options import Evaluate, Sample, Sizes, Train
 from polydiff.timeseries.pipeline import ImputationPipeline
@@ -75,6 +75,14 @@ def test_evaluation_draws_as_it_is_told(monkeypatch: pytest.MonkeyPatch):
     )
     ((count, drawing),) = kept
     assert (count, drawing.steps, drawing.precision, drawing.seed) == (3, 2, torch.bfloat16, 7)
+
+
+def test_shares_that_hide_nothing_are_told_before_anything_is_drawn():
+    values = np.zeros((2, 4, 1))
+    none = torch.zeros(2, 4, 1, dtype=torch.bool)
+    data = Windowed(values, torch.arange(4.0).expand(2, 4), np.zeros(1), np.ones(1), ("a",), held=lambda rate: none)
+    with pytest.raises(ArgumentError, match="--rates"):
+        systems_of(data, Evaluate(rates=(0.01,)))
 
 
 def test_futures_go_on_at_the_distance_of_the_rows():
