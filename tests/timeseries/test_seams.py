@@ -27,6 +27,7 @@ from polydiff.timeseries.pipeline import ImputationPipeline
 from polydiff.timeseries.sample import summaries
 from polydiff.timeseries.scaling import fit_scale
 from polydiff.timeseries.series import Series
+from polydiff.timeseries.stitching import interleaved
 from polydiff.timeseries.targets import Mixture, Patterned
 from tests.timeseries.exact import exact_pipeline, small, small_csdi
 
@@ -182,6 +183,32 @@ def test_covariates_of_arrays_come_in_their_own_order():
     pipeline, _ = exact_pipeline(4, 3, names=names, covariates=("feature 1", "feature 0"))
     found = pipeline.forecast(np.zeros((3, 3)), 1, covariates=np.array([[10.0, 20.0]]), count=2, steps=2)
     assert found[0, :2].tolist() == [20.0, 10.0]
+
+
+def test_every_series_has_the_future_of_its_own_covariates():
+    pipeline, _ = exact_pipeline(4, 2, names=("price", "sales"), covariates=("price",))
+    future = np.array([[[1.0], [2.0]], [[-3.0], [-4.0]]])
+    found = pipeline.forecast(np.zeros((2, 3, 2)), 2, covariates=future, count=2, steps=2)
+    np.testing.assert_array_equal(found[..., :1], future)
+
+
+def test_windows_of_a_series_are_drawn_with_numbers_of_their_own():
+    pipeline, _ = exact_pipeline(4, 1)
+    first, second = interleaved(20, 4)
+    found = pipeline.samples(np.full((20, 1), np.nan), 2, steps=2)[..., 0]
+    assert len(first) >= 3 and second
+    assert len(np.unique(found)) == found.size
+    (one,), (other,) = ([found[:, start:stop]] for start, stop in first[:2])
+    assert np.abs(one - other).min() > 1e-6
+
+
+def test_memory_for_samples_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    pipeline, _ = exact_pipeline(4, 1)
+    rows = np.full((3, 4, 1), np.nan)
+    whole = pipeline.samples(rows, 3, steps=2)
+    monkeypatch.setattr("polydiff.timeseries.pipeline.HELD", 1)  # one series at a time
+    np.testing.assert_allclose(pipeline.samples(rows, 3, steps=2), whole, rtol=1e-9)
+    np.testing.assert_allclose(pipeline.quantile(rows, 0.5, count=3, steps=2), np.median(whole, 0), rtol=1e-9)
 
 
 def test_levels_that_are_no_numbers():
