@@ -18,11 +18,12 @@ from polydiff.core.sampling import Step
 from polydiff.core.training import Trained
 from polydiff.timeseries import fitting
 from polydiff.timeseries import train as training
+from polydiff.timeseries.calibrate import flows
 from polydiff.timeseries.comparison import Windowed
 from polydiff.timeseries.data import Windows
 from polydiff.timeseries.evaluate import methods_of, systems_of
 from polydiff.timeseries.model import SCHEDULES, SeriesConfig, SeriesModel, times_of
-from polydiff.timeseries.options import Evaluate, Sample, Sizes, Train
+from polydiff.timeseries.options import Calibrate, Evaluate, Sample, Sizes, Train
 from polydiff.timeseries.pipeline import ImputationPipeline
 from polydiff.timeseries.sample import summaries
 from polydiff.timeseries.scaling import fit_scale
@@ -307,3 +308,21 @@ def test_the_whole_model_is_where_training_left_it(monkeypatch: pytest.MonkeyPat
     pipeline, _ = training.train(data, Train(sizes=Sizes(width=8, blocks=1), out=tmp_path))
     for model in (found.model, pipeline.model):
         assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+def test_solvers_are_fitted_to_windows_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch):
+    pipeline, exact = exact_pipeline(6, 2, level="window", covariates=("feature 1",))
+    rows = np.stack([np.arange(24.0), np.cos(np.arange(24.0))], 1)
+    kept: list[Tensor] = []
+    plain = exact.side
+
+    def side(observed: Tensor, known: Tensor, stamps: Tensor, present: Tensor | None = None) -> Any:
+        kept.extend([observed, known])
+        return plain(observed, known, stamps, present)
+
+    monkeypatch.setattr(exact, "side", side)
+    flows(pipeline, Windows([series(rows)], 6, level="window"), Calibrate(fine=10, seed=1), [0, 1, 2, 3], 0)
+    observed, known = kept
+    assert bool(known[..., 1].all()) and not bool(known[..., 0].all())  # covariates are never hidden
+    assert bool((observed[~known] == 0).all())
+    torch.testing.assert_close(observed.sum(1), torch.zeros(4, 2), atol=1e-5, rtol=0)  # the level is of given cells
