@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ArgumentError", "CheckpointError", "ConfigError", "DataError", "PolydiffError", "TrainingError"]
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "PolydiffError",
+    "TrainingError",
+    "check_counts",
+]
 
 
 class PolydiffError(Exception):
@@ -51,3 +59,10 @@ def describe(value: Any) -> str:
         return f"{type(value).__name__} of shape {tuple(shape)}, dtype {str(dtype).removeprefix('torch.')}"
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def check_counts(**counts: object) -> None:
+    """An ArgumentError unless all are integers >= 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(name, value, "an integer >= 1")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..core import sharpening
-from ..core.errors import ArgumentError
+from ..core.errors import ArgumentError, check_counts
 from ..core.sampling import Step
 
-__all__ = ["Drawing", "How", "batches", "check_counts"]
+__all__ = ["Drawing", "How", "batches"]
 
 Sampler = Callable[..., Iterator[Step[Tensor]]]
 
@@ -89,10 +89,3 @@ def batches(items: Sequence[T], size: int, alike: Callable[[T], object] = lambda
         batch.append(item)
     if batch:
         yield batch
-
-
-def check_counts(**counts: object) -> None:
-    """An ArgumentError unless all are integers >= 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(name, value, "an integer >= 1")

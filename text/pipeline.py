@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..core.ancestral import ancestral
 from ..core.any_order import any_order, steps_of
 from ..core.editing import edit
-from ..core.errors import ArgumentError
+from ..core.errors import ArgumentError, check_counts
 from ..core.grids import uniform
 from ..core.inpainting import repaint
 from ..core.pipeline import Pipeline
@@ -36,7 +36,7 @@ from ..core.randomness import example_generators
 from ..core.sampling import Step, last
 from ..core.sharpening import Change, sharpened
 from . import revealing
-from .drawing import Drawing, How, batches, check_counts
+from .drawing import Drawing, How, batches
 from .filling import by_share, window_by_window
 from .model import TextConfig, TextModel, kernel_of
 from .scoring import Score, gathered, shares, token_bound

@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
-from .frames import SUFFIXES, read_file
+from .checks import TABLES
+from .frames import read_file
 from .scaling import Level, constants, fit_scale
 from .series import Series, Source, Split, by_share
 from .sources import NAMES
@@ -277,15 +278,13 @@ def own(path: Path) -> Source:
         DataError: naming the file, and the column and row at fault.
     """
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(SUFFIXES)]
+        files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]
         if not files:
-            raise DataError(f"{path}: no files {', '.join(SUFFIXES)}")
+            raise DataError(f"{path}: no files {', '.join(TABLES)}")
     elif path.is_file():
         files = [path]
     else:
-        raise DataError(
-            f"{path}: neither a data set ({', '.join(NAMES)}) nor a file or folder of {', '.join(SUFFIXES)}"
-        )
+        raise DataError(f"{path}: neither a data set ({', '.join(NAMES)}) nor a file or folder of {', '.join(TABLES)}")
     series = [one for file in files for one in read_file(file).series]
     if odd := next((one for one in series if one.names != series[0].names), None):
         raise DataError(f"{path}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")

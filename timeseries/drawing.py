@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
 
 from ..core import grids
 from ..core.dpm_solver_sde import dpm_solver_pp_sde
-from ..core.errors import ArgumentError
+from ..core.errors import ArgumentError, check_counts
 from ..core.sampling import Step
 from ..core.schedules import Schedule
 
@@ -24,7 +24,6 @@ __all__ = [
     "Grid",
     "How",
     "Sampler",
-    "check_counts",
     "even",
     "snapped",
 ]
@@ -139,10 +138,3 @@ def snapped(times: Tensor, T: int) -> Tensor:
     for i in range(count):  # at most so far from the noise
         place[i] = min(place[i], T - i)
     return torch.tensor(place, dtype=torch.float64) / T
-
-
-def check_counts(**counts: Any) -> None:
-    """An ArgumentError unless all are integers >= 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArgumentError(name, value, "an integer >= 1")

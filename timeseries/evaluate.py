@@ -53,9 +53,7 @@ def main(options: Evaluate) -> None:
     write_atomically(options.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     page(data, results, systems, found).write(options.out / "index.html")
     print(f"drawn by: {used(pipeline, options)}")
-    for line in lines(table(results)):
-        print(line)
-    print(results["about"])
+    print(*lines(table(results)), results["about"], sep="\n")
     print(f"written to {options.out / 'results.json'}; pictures: {options.out / 'index.html'}")
 
 
@@ -138,8 +136,8 @@ def evaluate(
             for system, methods in found.items()
         },
     }
-    results |= {"options": to_dict(options), "seed": options.seed}
-    results["command"] = command_line(options, "evaluate", "timeseries")
+    command = command_line(options, "evaluate", "timeseries")
+    results |= {"options": to_dict(options), "seed": options.seed, "command": command}
     return results | {"machine": machine(), "date": datetime.date.today().isoformat()}, systems, found
 
 
@@ -156,6 +154,8 @@ def systems_of(data: Windowed, options: Evaluate, covariates: Sequence[str] = ()
         found = []
         for rate in options.rates:
             target = hidden(share(rate), seen, options.seed) if data.held is None else data.held(rate) & seen
+            if not bool(target.any()):
+                raise ArgumentError("--rates", rate, "a share that hides a known cell of these windows")
             found.append(System(f"{100 * rate:g} % of cells", target))
         return found
 
@@ -229,7 +229,7 @@ def table(results: Mapping[str, Any]) -> list[dict[str, str]]:
             if results["features"] > 1 or name != "CRPS-sum":  # of a single feature, the CRPS again
                 add(name, plain(name))
         for i, level in enumerate((0.5, 0.8, 0.9, 0.95)):
-            if level != 0.9 and level != 0.5:
+            if level not in (0.5, 0.9):
                 continue
             expected = next(iter(methods.values()))["intervals"][i]["expected"]
             add(f"coverage of {100 * level:g} % intervals, % (right: {100 * expected:.1f})", spread(i, "coverage", 100))

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ArgumentError
-from .drawing import check_counts
+from ..core.errors import ArgumentError, check_counts
 from .model import SeriesConfig
 from .series import Series
 from .stitching import Stretch, ahead

@@ -24,15 +24,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ArgumentError, DataError, describe
+from .checks import TABLES
 from .columns import column, continued, floats, looks_numeric, refilled, roles, stamp_index
 from .csv_text import Grid, numbers, parse, print_grid
 from .reading import Extra, Reading
 from .series import Series
 from .stamps import NAMES, following, of_index, of_values, texts
 
-__all__ = ["SUFFIXES", "Reading", "Series", "read", "read_file"]
-
-SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+__all__ = ["Reading", "Series", "read", "read_file"]
 
 
 def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label: str = "X") -> Reading:
@@ -82,8 +81,8 @@ def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: s
     """
     path = Path(path)
     name = path.name.lower()
-    if not name.endswith(SUFFIXES):
-        raise DataError(f"{path}: expected one of {', '.join(SUFFIXES)}")
+    if not name.endswith(TABLES):
+        raise DataError(f"{path}: expected one of {', '.join(TABLES)}")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -7,11 +7,9 @@ which samples and truth come; say which when printing (published figures of Phys
   2 sum pinball_q(y, quantile_q) / sum |y|, sums over all cells. For a single sample, a point forecast, it is
   sum |error| / sum |y|, for the levels average to 1/2: so baselines and models stand in one column.
 - CRPS exact, CRPS fair: the CRPS itself, mean over cells, see `scoring`.
-- CRPS-sum: the first figure for the sum over features, row by row. Given cells (`known`) enter both sums with their
-  values, not with what a network said there; cells that are neither given nor counted enter neither. Every row with a
-  counted cell counts once.
-- MAE and RMSE, of the median (the middle of two for even S, where CSDI's code takes the lower) and of the mean. Energy
-  score: mean over windows.
+- CRPS-sum: the first figure for the sum over features, of every row with a counted cell. Given cells (`known`) enter
+  both sums with their values; cells that are neither given nor counted enter neither.
+- MAE and RMSE, of the median (the middle of two for even S; CSDI's code takes the lower) and of the mean.
 - intervals: coverage and mean width of central intervals, beside the coverage that a perfect forecaster reaches with
   as many samples; quantiles: the share of truths at or below each, likewise; PIT: shares in equal bins.
 - the same by feature, and by the missing rate of windows. Figures relative to sum |y| are relative to the group's own.
@@ -96,7 +94,7 @@ class Scores:
     Args:
         features: names of the K features, for the figures of each; absent = none of these.
         levels: of the central intervals.
-        energy: whether to compute energy scores, the only part that is quadratic in S.
+        energy: whether to compute energy scores, means over windows, the only part that is quadratic in S.
 
     Raises:
         ArgumentError: levels outside 0 to 1.

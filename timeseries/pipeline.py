@@ -25,12 +25,12 @@ from typing import Any, Self, Unpack, final
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import ArgumentError, PolydiffError
+from ..core.errors import ArgumentError, PolydiffError, check_counts
 from ..core.gaussian import Gaussian
 from ..core.options import TrainingOptions
 from ..core.pipeline import Card, Pipeline
 from .csdi import CSDIConfig
-from .drawing import DEFAULT_SAMPLER, Drawing, How, check_counts, snapped
+from .drawing import DEFAULT_SAMPLER, Drawing, How, snapped
 from .filling import Plan, fill
 from .fitting import fitted, judged
 from .forecasting import prolonged
@@ -39,7 +39,7 @@ from .network import SeriesNetConfig
 from .scaling import Level
 from .series import Series
 from .stitching import Paths, Stretch, interleaved, run
-from .summaries import PointName, quantiles_of, summaries, summary_of
+from .summaries import PointName, quantiles_of, summarised, summary_of
 from .tables import Taken, taken
 from .targets import Strategy
 
@@ -173,7 +173,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             how: see `drawing.Drawing`.
         """
         summary, table = summary_of(point), self._taken("impute", X)
-        return table.filled(summaries(self.drawn(table.series, count, Drawing(**how)), summary))
+        return table.filled(summarised(self.drawn(table.series, count, Drawing(**how)), summary))
 
     def quantile(
         self, X: Any, q: float | Sequence[float] = (0.05, 0.5, 0.95), *, count: int = DEFAULT_COUNT, **how: Unpack[How]
@@ -189,7 +189,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             for a number q what `impute` returns; for several, arrays (Q, ...) of arrays, else a list with one for each.
         """
         summary, table = quantiles_of("q", q), self._taken("quantile", X)
-        found = summaries(self.drawn(table.series, count, Drawing(**how)), summary)
+        found = summarised(self.drawn(table.series, count, Drawing(**how)), summary)
         return table.quantiles(table.filled, found, q)
 
     def samples(self, X: Any, count: int = DEFAULT_COUNT, **how: Unpack[How]) -> Any:
@@ -230,7 +230,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         summary = summary_of(point) if quantiles is None else quantiles_of("quantiles", quantiles)
         table = self._taken("forecast", X)
         longer, passes = prolonged(table.series, self.config, horizon, covariates)
-        found = summaries(self.drawn(longer, count, Drawing(**how), passes), summary, last=horizon)
+        found = summarised(self.drawn(longer, count, Drawing(**how), passes), summary, last=horizon)
         return table.future(found) if quantiles is None else table.quantiles(table.future, found, quantiles)
 
     def futures(

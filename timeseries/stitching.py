@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.errors import ArgumentError
+from ..core.errors import check_counts
 from .filling import Window
 
 __all__ = ["Paths", "Stretch", "ahead", "interleaved", "run"]
@@ -37,8 +37,7 @@ def interleaved(length: int, window: int) -> list[list[Stretch]]:
     Windows of a pass draw disjoint rows, and all rows are covered. Those of the second pass overlap only rows of the
     first, never one another's stretches.
     """
-    check_length("length", length)
-    check_length("window", window)
+    check_counts(length=length, window=window)
     if length <= window:
         return [[(0, length)]]
     widest = window - 2 * (window // 4)
@@ -58,18 +57,10 @@ def interleaved(length: int, window: int) -> list[list[Stretch]]:
 
 def ahead(length: int, horizon: int, window: int) -> list[list[Stretch]]:
     """The windows of a forecast of `horizon` rows that follow `length` known ones, one in each pass."""
-    check_length("length", length)
-    check_length("horizon", horizon)
-    check_length("window", window)
+    check_counts(length=length, horizon=horizon, window=window)
     total, block = length + horizon, max(1, window // 2)
     ends = [*range(length + block, total, block), total]
     return [[(max(0, end - window), end)] for end in ends]
-
-
-def check_length(name: str, value: int) -> None:
-    """An ArgumentError unless value >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(name, value, "an integer >= 1")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import ArgumentError
 
-__all__ = ["PointName", "Summary", "quantiles_of", "summaries", "summary_of"]
+__all__ = ["PointName", "Summary", "quantiles_of", "summarised", "summary_of"]
 
 PointName = Literal["median", "mean"]
 Summary = Callable[[np.ndarray], np.ndarray]
@@ -39,6 +39,6 @@ def quantiles_of(name: str, q: float | Sequence[float]) -> Summary:
     return partial(np.quantile, q=levels, axis=0)
 
 
-def summaries(drawn: Iterable[Tensor], summary: Summary, last: int = 0) -> list[np.ndarray]:
+def summarised(drawn: Iterable[Tensor], summary: Summary, last: int = 0) -> list[np.ndarray]:
     """A summary of the samples (S, T, K) of each series, or of their last rows, one series after another."""
     return [summary(samples[:, -last:].numpy()) for samples in drawn]

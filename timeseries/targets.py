@@ -13,8 +13,8 @@ the rest. What is hidden decides what the model learns to answer (Tashiro et al.
     Sparing     another strategy, some features never                            covariates, known in the future too
 
 A strategy is called as strategy(seen, generator, present) and answers with targets within `seen`. Each window uses the
-numbers of its own generator alone and nothing of its neighbours, and always as many of them, so that batches can be
-split and their order changed. (The published "historical" takes the pattern of the example before it in the batch.)
+numbers of its own generator alone, and always as many, so that batches can be split and their order changed. (The
+published "historical" takes the pattern of the example before.)
 """
 
 from __future__ import annotations

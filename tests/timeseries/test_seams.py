@@ -18,15 +18,17 @@ from polydiff.core.sampling import Step
 from polydiff.core.training import Trained
 from polydiff.timeseries import fitting
 from polydiff.timeseries import train as training
+from polydiff.timeseries.calibrate import flows
 from polydiff.timeseries.comparison import Windowed
 from polydiff.timeseries.data import Windows
-from polydiff.timeseries.evaluate import methods_of
+from polydiff.timeseries.evaluate import methods_of, systems_of
 from polydiff.timeseries.model import SCHEDULES, SeriesConfig, SeriesModel, times_of
-from polydiff.timeseries.options import Evaluate, Sample, Sizes, Train
+from polydiff.timeseries.options import Calibrate, Evaluate, Sample, Sizes, Train
 from polydiff.timeseries.pipeline import ImputationPipeline
 from polydiff.timeseries.sample import summaries
 from polydiff.timeseries.scaling import fit_scale
 from polydiff.timeseries.series import Series
+from polydiff.timeseries.stitching import interleaved
 from polydiff.timeseries.targets import Mixture, Patterned
 from tests.timeseries.exact import exact_pipeline, small, small_csdi
 
@@ -75,6 +77,14 @@ def test_evaluation_draws_as_it_is_told(monkeypatch: pytest.MonkeyPatch):
     )
     ((count, drawing),) = kept
     assert (count, drawing.steps, drawing.precision, drawing.seed) == (3, 2, torch.bfloat16, 7)
+
+
+def test_shares_that_hide_nothing_are_told_before_anything_is_drawn():
+    values = np.zeros((2, 4, 1))
+    none = torch.zeros(2, 4, 1, dtype=torch.bool)
+    data = Windowed(values, torch.arange(4.0).expand(2, 4), np.zeros(1), np.ones(1), ("a",), held=lambda rate: none)
+    with pytest.raises(ArgumentError, match="--rates"):
+        systems_of(data, Evaluate(rates=(0.01,)))
 
 
 def test_futures_go_on_at_the_distance_of_the_rows():
@@ -176,6 +186,32 @@ def test_covariates_of_arrays_come_in_their_own_order():
     assert found[0, :2].tolist() == [20.0, 10.0]
 
 
+def test_every_series_has_the_future_of_its_own_covariates():
+    pipeline, _ = exact_pipeline(4, 2, names=("price", "sales"), covariates=("price",))
+    future = np.array([[[1.0], [2.0]], [[-3.0], [-4.0]]])
+    found = pipeline.forecast(np.zeros((2, 3, 2)), 2, covariates=future, count=2, steps=2)
+    np.testing.assert_array_equal(found[..., :1], future)
+
+
+def test_windows_of_a_series_are_drawn_with_numbers_of_their_own():
+    pipeline, _ = exact_pipeline(4, 1)
+    first, second = interleaved(20, 4)
+    found = pipeline.samples(np.full((20, 1), np.nan), 2, steps=2)[..., 0]
+    assert len(first) >= 3 and second
+    assert len(np.unique(found)) == found.size
+    (one,), (other,) = ([found[:, start:stop]] for start, stop in first[:2])
+    assert np.abs(one - other).min() > 1e-6
+
+
+def test_memory_for_samples_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    pipeline, _ = exact_pipeline(4, 1)
+    rows = np.full((3, 4, 1), np.nan)
+    whole = pipeline.samples(rows, 3, steps=2)
+    monkeypatch.setattr("polydiff.timeseries.pipeline.HELD", 1)  # one series at a time
+    np.testing.assert_allclose(pipeline.samples(rows, 3, steps=2), whole, rtol=1e-9)
+    np.testing.assert_allclose(pipeline.quantile(rows, 0.5, count=3, steps=2), np.median(whole, 0), rtol=1e-9)
+
+
 def test_levels_that_are_no_numbers():
     pipeline, _ = exact_pipeline(4, 1)
     with pytest.raises(ArgumentError, match="q: "):
@@ -272,3 +308,21 @@ def test_the_whole_model_is_where_training_left_it(monkeypatch: pytest.MonkeyPat
     pipeline, _ = training.train(data, Train(sizes=Sizes(width=8, blocks=1), out=tmp_path))
     for model in (found.model, pipeline.model):
         assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+def test_solvers_are_fitted_to_windows_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch):
+    pipeline, exact = exact_pipeline(6, 2, level="window", covariates=("feature 1",))
+    rows = np.stack([np.arange(24.0), np.cos(np.arange(24.0))], 1)
+    kept: list[Tensor] = []
+    plain = exact.side
+
+    def side(observed: Tensor, known: Tensor, stamps: Tensor, present: Tensor | None = None) -> Any:
+        kept.extend([observed, known])
+        return plain(observed, known, stamps, present)
+
+    monkeypatch.setattr(exact, "side", side)
+    flows(pipeline, Windows([series(rows)], 6, level="window"), Calibrate(fine=10, seed=1), [0, 1, 2, 3], 0)
+    observed, known = kept
+    assert bool(known[..., 1].all()) and not bool(known[..., 0].all())  # covariates are never hidden
+    assert bool((observed[~known] == 0).all())
+    torch.testing.assert_close(observed.sum(1), torch.zeros(4, 2), atol=1e-5, rtol=0)  # the level is of given cells
