@@ -244,6 +244,23 @@ def test_padding_is_no_gap(monkeypatch: pytest.MonkeyPatch):
     assert (~own.patterns).sum() == 1  # of the row 3 alone
 
 
+def test_fitting_never_asks_for_covariates(monkeypatch: pytest.MonkeyPatch):
+    kept: list[Any] = []
+
+    class Stopped(Exception):
+        pass
+
+    def train(objective: Any, *arguments: Any, **options: Any) -> Any:
+        kept.append(objective.strategy)
+        raise Stopped
+
+    monkeypatch.setattr(fitting, "train", train)
+    with pytest.raises(Stopped):
+        ImputationPipeline().fit(np.ones((30, 2)), window=6, network=small(2), covariates=("feature 1",))
+    target = kept[0](torch.ones(40, 6, 2, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert bool(target[..., 0].any()) and not bool(target[..., 1].any())
+
+
 def test_some_windows_are_at_even_distances():
     data = Windows([series(np.arange(40.0))], 4)
     first = data.some(4)["values"][:, 0, 0] * float(data.scale[0]) + float(data.centre[0])
