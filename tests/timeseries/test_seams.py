@@ -16,7 +16,7 @@ from polydiff.core.objectives import whole_steps
 from polydiff.core.options import TrainingOptions
 from polydiff.core.sampling import Step
 from polydiff.core.training import Trained
-from polydiff.timeseries import fitting
+from polydiff.timeseries import comparison, fitting
 from polydiff.timeseries import train as training
 from polydiff.timeseries.calibrate import flows
 from polydiff.timeseries.comparison import Windowed
@@ -343,3 +343,17 @@ def test_solvers_are_fitted_to_windows_as_they_are_drawn(monkeypatch: pytest.Mon
     assert bool(known[..., 1].all()) and not bool(known[..., 0].all())  # covariates are never hidden
     assert bool((observed[~known] == 0).all())
     torch.testing.assert_close(observed.sum(1), torch.zeros(4, 2), atol=1e-5, rtol=0)  # the level is of given cells
+
+
+def test_every_window_is_measured_with_its_own_stamps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comparison, "ELEMENTS", 1)  # a window at a time
+    stamps = torch.arange(3.0)[:, None] * 10 + torch.arange(4.0)
+    data = Windowed(np.zeros((3, 4, 1)), stamps, np.zeros(1), np.ones(1), ("a",))
+    kept: list[Tensor] = []
+
+    def draw(values: np.ndarray, when: Tensor, seed: int) -> np.ndarray:
+        kept.append(when)
+        return np.zeros((1, *values.shape))
+
+    comparison.compare(data, [comparison.System("all", data.seen)], {"": draw}, 0)
+    assert torch.equal(torch.cat(kept), stamps)
