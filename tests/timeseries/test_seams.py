@@ -16,7 +16,7 @@ from polydiff.core.objectives import whole_steps
 from polydiff.core.options import TrainingOptions
 from polydiff.core.sampling import Step
 from polydiff.core.training import Trained
-from polydiff.timeseries import fitting
+from polydiff.timeseries import comparison, fitting
 from polydiff.timeseries import train as training
 from polydiff.timeseries.calibrate import flows
 from polydiff.timeseries.comparison import Windowed
@@ -244,6 +244,23 @@ def test_padding_is_no_gap(monkeypatch: pytest.MonkeyPatch):
     assert (~own.patterns).sum() == 1  # of the row 3 alone
 
 
+def test_fitting_never_asks_for_covariates(monkeypatch: pytest.MonkeyPatch):
+    kept: list[Any] = []
+
+    class Stopped(Exception):
+        pass
+
+    def train(objective: Any, *arguments: Any, **options: Any) -> Any:
+        kept.append(objective.strategy)
+        raise Stopped
+
+    monkeypatch.setattr(fitting, "train", train)
+    with pytest.raises(Stopped):
+        ImputationPipeline().fit(np.ones((30, 2)), window=6, network=small(2), covariates=("feature 1",))
+    target = kept[0](torch.ones(40, 6, 2, dtype=torch.bool), torch.Generator().manual_seed(0))
+    assert bool(target[..., 0].any()) and not bool(target[..., 1].any())
+
+
 def test_some_windows_are_at_even_distances():
     data = Windows([series(np.arange(40.0))], 4)
     first = data.some(4)["values"][:, 0, 0] * float(data.scale[0]) + float(data.centre[0])
@@ -326,3 +343,17 @@ def test_solvers_are_fitted_to_windows_as_they_are_drawn(monkeypatch: pytest.Mon
     assert bool(known[..., 1].all()) and not bool(known[..., 0].all())  # covariates are never hidden
     assert bool((observed[~known] == 0).all())
     torch.testing.assert_close(observed.sum(1), torch.zeros(4, 2), atol=1e-5, rtol=0)  # the level is of given cells
+
+
+def test_every_window_is_measured_with_its_own_stamps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comparison, "ELEMENTS", 1)  # a window at a time
+    stamps = torch.arange(3.0)[:, None] * 10 + torch.arange(4.0)
+    data = Windowed(np.zeros((3, 4, 1)), stamps, np.zeros(1), np.ones(1), ("a",))
+    kept: list[Tensor] = []
+
+    def draw(values: np.ndarray, when: Tensor, seed: int) -> np.ndarray:
+        kept.append(when)
+        return np.zeros((1, *values.shape))
+
+    comparison.compare(data, [comparison.System("all", data.seen)], {"": draw}, 0)
+    assert torch.equal(torch.cat(kept), stamps)
