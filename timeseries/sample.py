@@ -106,7 +106,7 @@ def reading_of(options: Sample) -> Reading:
         DataError: naming the file, and the column and row at fault.
     """
     try:
-        return read_file(source(options), keep=options.carry, time=options.time_column)
+        return read_file(source(options), keep=options.carry, time=options.time_column, day_first=options.day_first)
     except DataError as error:  # the hint of the library is an argument in Python
         raise DataError(
             str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")

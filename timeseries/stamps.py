@@ -8,18 +8,15 @@ row, since what they mean only the owner of the data knows.
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.tseries.api import guess_datetime_format
 
 from ..core.errors import DataError
 
-__all__ = ["following", "of_index", "of_values", "texts"]
+__all__ = ["following", "frequency", "of_index"]
 
 NAMES = frozenset({"date", "time", "datetime", "timestamp", "ds"})
 """Columns so called, in any case, hold the stamps."""
@@ -57,39 +54,9 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
         )
     if numbers:
         return _in_steps(index.to_numpy(np.float64))[0], 0.0
-    if isinstance(index, pd.DatetimeIndex) and _frequency(index) is not None:
+    if isinstance(index, pd.DatetimeIndex) and frequency(index) is not None:
         return np.arange(len(index), dtype=np.float64), _mean_step(index)
     return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
-
-
-def of_values(values: pd.Series, label: str) -> pd.Index | None:
-    """A column as an index of dates or numbers, if it is one.
-
-    Dates of which ISO 8601 does not say the order of day and month are month first, unless one of them cannot be. A
-    missing stamp stays missing, so that `of_index` names its row.
-    """
-    if isinstance(values.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return pd.Index(values)
-    try:
-        return pd.Index(pd.to_numeric(values)).astype("float64")
-    except (ValueError, TypeError):
-        pass
-    # The parser of free forms takes the names of months and days, and single letters, for dates.
-    if any(isinstance(cell, str) and cell.strip() and not re.search(r"\d", cell) for cell in values):
-        return None
-    for form, dayfirst, utc in (
-        ("ISO8601", False, False),
-        (None, False, False),
-        (None, True, False),
-        (None, False, True),
-    ):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that the form cannot be guessed
-                return pd.DatetimeIndex(pd.to_datetime(values, format=form, dayfirst=dayfirst, utc=utc))
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return None
 
 
 def following(index: pd.Index, horizon: int) -> pd.Index:
@@ -100,9 +67,9 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
     if isinstance(index, pd.PeriodIndex):
         return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
     if isinstance(index, pd.DatetimeIndex):
-        frequency = index.freq or _frequency(index)
-        if frequency is not None:
-            return pd.date_range(index[-1], periods=horizon + 1, freq=frequency, name=index.name)[1:]
+        regular = index.freq or frequency(index)
+        if regular is not None:
+            return pd.date_range(index[-1], periods=horizon + 1, freq=regular, name=index.name)[1:]
     if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
         step = pd.Series(index).diff().quantile(interpolation="lower") if len(index) > 1 else pd.Timedelta(days=1)
         return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
@@ -114,25 +81,11 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
     return pd.RangeIndex(len(index), len(index) + horizon)
 
 
-def texts(ahead: pd.Index, known: pd.Index, written: Sequence[str]) -> list[str]:
-    """Stamps as text in the form in which others were written, as far as that can be told; else dates by ISO 8601.
-
-    Args:
-        ahead: to write.
-        known: an index of at least one row.
-        written: its texts.
-    """
-    if not isinstance(ahead, pd.DatetimeIndex) or not isinstance(known, pd.DatetimeIndex):
-        whole = re.fullmatch(r"\s*[-+]?\d+\s*", written[-1]) is not None
-        return [str(int(one)) if whole and float(one).is_integer() else str(one) for one in ahead]
-    ends = list(zip(known[[0, -1]], (written[0].strip(), written[-1].strip()), strict=True))
-    for text, dayfirst in [(text, dayfirst) for _, text in ends for dayfirst in (False, True)]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the day is first: both are tried
-            form = guess_datetime_format(text, dayfirst=dayfirst)
-        if form is not None and all(one.strftime(form) == own for one, own in ends):
-            return [one.strftime(form) for one in ahead]
-    return [one.isoformat(sep=" ") for one in ahead]
+def frequency(index: pd.DatetimeIndex) -> Any:
+    """That of a regular index of at least three dates, as pandas takes it; else None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will be of another type some day
+        return pd.infer_freq(index) if len(index) > 2 else None
 
 
 def _check_order(index: pd.Index, label: str) -> None:
@@ -154,13 +107,6 @@ def _check_order(index: pd.Index, label: str) -> None:
         )
     row = next(k for k in range(1, len(index)) if index[k] < index[k - 1])
     raise DataError(f"{label}: row {row + 1} ({index[row]}) is before row {row} ({index[row - 1]}); sort by time first")
-
-
-def _frequency(index: pd.DatetimeIndex) -> Any:
-    """That of a regular index of at least three dates, as pandas takes it; else None."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it will be of another type some day
-        return pd.infer_freq(index) if len(index) > 2 else None
 
 
 def _median(steps: np.ndarray) -> Any:

@@ -271,6 +271,81 @@ def test_dates_with_the_day_first(tmp_path):
         assert reading.series[0].step == 86400
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{d:02d}.{m:02d}.{y} {h:02d}:30",
+        "{d}.{m}.{y} {h:02d}:30",
+        "{d:02d}.{m:02d}.{yy} {h:02d}:30:00",
+        "{m:02d}/{d:02d}/{y} {h:02d}:30",
+        "{d:02d}/{m:02d}/{y} {h:02d}:30",
+        "{d}-{m}-{y} {h:02d}:30:00",
+        "{m}/{d}/{yy} {h:02d}:30",
+        "{y}-{m:02d}-{d:02d} {h:02d}:30",
+    ],
+)
+def test_the_order_of_day_and_month_is_that_of_even_steps_and_is_written_back(form, tmp_path):
+    times = [{"y": 2023, "yy": 23, "m": 3, "d": day, "h": hour} for day in range(1, 13) for hour in (0, 12)]
+    known = times[:4] + times[5:21]
+    reading = read_file(csv(tmp_path, "when,a\n" + "".join(f"{form.format(**one)},1\n" for one in known)))
+    assert reading.series[0].stamps.tolist() == [0, 1, 2, 3, *range(5, 21)]
+    assert reading.series[0].step == 43200
+    assert [(one.month, one.day, one.hour) for one in reading.index[0]] == [(3, one["d"], one["h"]) for one in known]
+    made = reading.written(filled(reading), ahead=[np.ones((3, 1))]).decode()
+    assert [line.split(",")[0] for line in made.splitlines()[-3:]] == [form.format(**one) for one in times[21:]]
+
+
+def test_dotted_dates_have_the_day_first_also_where_months_are_less_even(tmp_path):
+    for count in (1, 2, 10):
+        dates = [f"{day:02d}.03.2023" for day in range(1, count + 1)]
+        reading = read_file(csv(tmp_path, "date;a\n" + "".join(f"{date};1\n" for date in dates)))
+        assert [one.day for one in reading.index[0]] == list(range(1, count + 1))
+        assert {one.month for one in reading.index[0]} == {3}
+        made = reading.written(filled(reading), ahead=[np.ones((1, 1))]).decode()
+        assert made.splitlines()[-1].startswith(f"{count + 1:02d}.03.2023")
+    reading = read_file(csv(tmp_path, "date;a\n01.01.2023;1\n02.02.2023;1\n"))  # either way
+    made = reading.written(filled(reading), ahead=[np.ones((1, 1))]).decode()
+    assert made.splitlines()[-1].startswith("06.03.2023")
+
+
+@pytest.mark.parametrize("dates", [["1/2/2023"], ["1/2/2023", "1/3/2023"], ["1/2/2023", "1/3/2023", "1/4/2023"]])
+def test_dates_that_may_be_either_ask(dates, tmp_path):
+    path = csv(tmp_path, "date,a\n" + "".join(f"{date},1\n" for date in dates))
+    with pytest.raises(DataError, match=r"'1/2/2023' may have .*day_first=True.*--day-first"):
+        read_file(path)
+    frame = pd.DataFrame({"date": dates, "a": 1.0})
+    with pytest.raises(DataError, match="X: dates such as"):
+        read(frame)
+    for day_first, month in ((True, 2), (False, 1)):
+        assert read_file(path, day_first=day_first).index[0][0].month == month
+        again = read([frame], day_first=day_first)
+        assert again.index[0][0].month == month
+        made = again.written(filled(again), ahead=[np.ones((1, 1))])[0]
+        ahead = {
+            1: "1/3/2023" if month == 1 else "2/2/2023",
+            2: "1/4/2023" if month == 1 else "29/3/2023",
+            3: "1/5/2023",
+        }
+        assert made["date"].iloc[-1] == ahead[len(dates)]
+
+
+def test_days_and_months_with_one_left_out_ask_as_well(tmp_path):
+    path = csv(tmp_path, "date,a\n" + "".join(f"03/{k:02d}/2023,1\n" for k in (1, 2, 4, 5, 6, 7)))
+    with pytest.raises(DataError, match="month or the day first"):
+        read_file(path)
+
+
+def test_an_order_of_day_and_month_that_cannot_be(tmp_path):
+    for text, day_first in (("13/02/2023", False), ("02/13/2023", True), ("02.13.2023", None)):
+        with pytest.raises(DataError, match="day (first|second)"):
+            read_file(csv(tmp_path, f"date,a\n{text},1\n"), day_first=day_first)
+    with pytest.raises(DataError, match="is to hold the time stamps"):
+        read_file(csv(tmp_path, "date,a\n02/13/2023,1\n13/02/2023,1\n"))
+    with pytest.raises(DataError, match="row 2 .* is before row 1"):  # either way: first things first
+        read_file(csv(tmp_path, "date,a\n02/03/2023,1\n01/02/2023,1\n"))
+    assert read_file(csv(tmp_path, "date,a\n01/01/2023,1\n02/02/2023,1\n")).series[0].step == 32 * 86400
+
+
 @pytest.mark.parametrize("column", ["date", "Timestamp", "anything"])
 def test_a_column_of_dates_is_the_stamps(column):
     own = table().reset_index(names=column)
