@@ -73,8 +73,8 @@ def read(
     if isinstance(data, pd.Series):
         inner = _table(data.to_frame(name="value" if data.name is None else data.name), (), None, None, label)
 
-        def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
-            made = inner.written(filled, extra, ahead)
+        def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> Any:
+            made = inner.written(filled, extra, ahead, step)
             return made if extra else made.iloc[:, 0].rename(data.name)
 
         return Reading(inner.series, inner.index, back)
@@ -119,9 +119,9 @@ def read_file(
         raise DataError(f"{path}: cannot be read as parquet ({error})") from error
     inner = _table(table, keep, time, day_first, str(path))
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> bytes:
         buffer = io.BytesIO()
-        inner.written(filled, extra, ahead).to_parquet(buffer)
+        inner.written(filled, extra, ahead, step).to_parquet(buffer)
         return buffer.getvalue()
 
     return Reading(inner.series, inner.index, back)
@@ -133,11 +133,11 @@ def _joined(parts: Sequence[Reading], kind: type, label: str) -> Reading:
             raise DataError(f"{label}[{i}] has columns {part.names}, {label}[0] has {parts[0].names}")
     sizes = np.cumsum([len(part.series) for part in parts])[:-1].tolist()
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> Any:
         starts, stops = [0, *sizes], [*sizes, len(filled)]
         return kind(
             part.written(
-                filled[start:stop], {key: values[start:stop] for key, values in extra.items()}, ahead[start:stop]
+                filled[start:stop], {key: values[start:stop] for key, values in extra.items()}, ahead[start:stop], step
             )
             for part, start, stop in zip(parts, starts, stops, strict=True)
         )
@@ -172,7 +172,9 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
     series = tuple(Series(one, stamps, names, 0.0, own) for one, own in zip(pieces, labels, strict=True))
     missing = np.isnan(values)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> np.ndarray | Tensor:
+    def back(
+        filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float
+    ) -> np.ndarray | Tensor:
         if extra:
             raise ArgumentError("extra", list(extra), "none: an array has no names for more columns")
         if len({len(one) for one in ahead}) > 1:
@@ -209,17 +211,17 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, day_first
     values = np.stack([column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> pd.DataFrame:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], pace: float) -> pd.DataFrame:
         made, (new,), (later,) = table.copy(), filled, ahead
         for j, k in enumerate(features):
             write = np.isnan(values[:, j]) & ~np.isnan(new[:, j])
             if write.any():
                 made.isetitem(k, refilled(table.iloc[:, k], write, new[write, j]))
         if len(later):
-            rows = following(table.index, len(later))
+            rows = following(table.index, len(later), pace)
             own = {table.columns[k]: continued(table.iloc[:, k], later[:, j], rows) for j, k in enumerate(features)}
             if place is not None:
-                stamps_ahead = following(index, len(later))
+                stamps_ahead = following(index, len(later), pace)
                 as_text = pd.api.types.is_string_dtype(table.iloc[:, place].dtype)
                 told = texts(stamps_ahead, index, table.iloc[:, place].tolist(), day_first) if as_text else stamps_ahead
                 own[table.columns[place]] = pd.Series(told, rows)
@@ -252,7 +254,7 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, day_first: bool | N
     values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], pace: float) -> bytes:
         write = np.isnan(values) & ~np.isnan(filled[0])
         new = [(k, write[:, j], filled[0][:, j]) for j, k in enumerate(features)]
         more = [
@@ -262,7 +264,7 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, day_first: bool | N
         ]
         cells = [["" for _ in columns] for _ in ahead[0]]
         told = (
-            texts(following(index, len(cells)), index, grid.column(place), day_first)
+            texts(following(index, len(cells), pace), index, grid.column(place), day_first)
             if place is not None
             else [""] * len(cells)
         )

@@ -16,10 +16,12 @@ import pandas as pd
 
 from ..core.errors import DataError
 
-__all__ = ["following", "frequency", "of_index"]
+__all__ = ["following", "frequency", "of_index", "span"]
 
 NAMES = frozenset({"date", "time", "datetime", "timestamp", "ds"})
 """Columns so called, in any case, hold the stamps."""
+_UNITS = ((604800, "week"), (86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_MONTH = 365.2425 * 86400 / 12
 
 
 def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
@@ -59,10 +61,16 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
     return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
 
 
-def following(index: pd.Index, horizon: int) -> pd.Index:
+def following(index: pd.Index, horizon: int, step: float = 0.0) -> pd.Index:
     """The index of the next `horizon` rows: of its frequency, where it has one, else in its median steps.
 
     Numbers go on in their median step, and anything else counts on from the number of rows.
+
+    Args:
+        index: of L >= 1 rows.
+        horizon: rows to come.
+        step: of the model in seconds, for a single date or duration, which has none of its own; a day if 0. About so
+            many months are months by the calendar.
     """
     if isinstance(index, pd.PeriodIndex):
         return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
@@ -71,11 +79,16 @@ def following(index: pd.Index, horizon: int) -> pd.Index:
         if regular is not None:
             return pd.date_range(index[-1], periods=horizon + 1, freq=regular, name=index.name)[1:]
     if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
-        step = pd.Series(index).diff().quantile(interpolation="lower") if len(index) > 1 else pd.Timedelta(days=1)
-        return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
+        if len(index) > 1:
+            one = pd.Series(index).diff().quantile(interpolation="lower")
+        elif (months := _months(step)) and isinstance(index, pd.DatetimeIndex):
+            one = pd.DateOffset(months=months)
+        else:
+            one = pd.Timedelta(seconds=step or 86400.0)
+        return pd.Index([index[-1] + one * k for k in range(1, horizon + 1)], name=index.name)
     if pd.api.types.is_integer_dtype(index.dtype) or pd.api.types.is_float_dtype(index.dtype):
-        step = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
-        ahead = index[-1] + step * np.arange(1, horizon + 1)
+        pace = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
+        ahead = index[-1] + pace * np.arange(1, horizon + 1)
         whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
         return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
     return pd.RangeIndex(len(index), len(index) + horizon)
@@ -86,6 +99,38 @@ def frequency(index: pd.DatetimeIndex) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it will be of another type some day
         return pd.infer_freq(index) if len(index) > 2 else None
+
+
+def span(index: pd.Index | None, step: float) -> str:
+    """From when to when the rows go and how far apart they are, for people; nothing if they have no dates.
+
+    Args:
+        index: of L >= 1 rows.
+        step: in seconds, 0 if unknown.
+    """
+    if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+        return ""
+    ends = [one.to_timestamp() if isinstance(one, pd.Period) else one for one in (index[0], index[-1])]
+    days = [one.strftime("%Y-%m-%d") for one in ends]
+    if days[0] == days[1] and len(index) > 1:
+        days = [one.strftime("%Y-%m-%d %H:%M") for one in ends]
+    return days[0] if len(index) == 1 else f"{days[0]} to {days[1]}" + (f", every {_length(step)}" if step else "")
+
+
+def _length(step: float) -> str:
+    """Seconds in the largest unit that they are whole in: "hour", "15 minutes"."""
+    if months := _months(step):
+        number, unit = (months // 12, "year") if months % 12 == 0 else (months, "month")
+    else:
+        size, unit = next((s, u) for s, u in _UNITS if step % s == 0 or u == "second")
+        number = step / size
+    return unit if number == 1 else f"{number:g} {unit}s"
+
+
+def _months(step: float) -> int:
+    """How many months of the calendar so many seconds are about; 0 if none."""
+    months = round(step / _MONTH)
+    return months if months and abs(step / (months * _MONTH) - 1) < 0.02 else 0
 
 
 def _check_order(index: pd.Index, label: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from polydiff.core.errors import ArgumentError, DataError
 from polydiff.timeseries.csv_text import MISSING, parse
 from polydiff.timeseries.frames import read, read_file
-from polydiff.timeseries.stamps import following, of_index
+from polydiff.timeseries.stamps import following, of_index, span
 
 FILL = 7.25
 
@@ -380,6 +380,64 @@ def test_following_goes_on(index):
         "2020-01-06"
     )
     assert list(following(pd.Index(["a", "b"]), 2)) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "expected"),
+    [
+        ("2023-03-01 05:00", 3600.0, ["2023-03-01 06:00", "2023-03-01 07:00"]),
+        ("2023-01-31", 365 * 86400 / 12, ["2023-02-28", "2023-03-31"]),
+        ("2023-01-31", 28 * 86400, ["2023-02-28", "2023-03-28"]),
+        ("2020-02-29", 365.25 * 86400, ["2021-02-28", "2022-02-28"]),
+        ("2023-03-01", 0.0, ["2023-03-02", "2023-03-03"]),
+    ],
+)
+def test_a_single_row_goes_on_in_the_step_of_the_model(first, step, expected, tmp_path):
+    expected = list(pd.to_datetime(expected))
+    index = pd.DatetimeIndex([first], name="date")
+    assert list(following(index, 2, step)) == expected
+    assert list(following(index.tz_localize("Asia/Tokyo"), 2, step).tz_localize(None)) == expected
+    frame = pd.DataFrame({"a": [1.0]}, index=index)
+    for own in (frame, frame.reset_index(), frame.reset_index().astype({"date": str})):
+        made = read([own]).written([np.ones((1, 1))], ahead=[np.ones((2, 1))], step=step)[0]
+        stamps = made.index if own is frame else pd.to_datetime(made["date"])
+        assert list(stamps[1:]) == expected
+    made = read(frame["a"]).written([np.ones((1, 1))], ahead=[np.ones((2, 1))], step=step)
+    assert list(made.index[1:]) == expected
+    path = csv(tmp_path, frame.to_csv(date_format="%Y-%m-%d %H:%M"))
+    lines = read_file(path).written([np.ones((1, 1))], ahead=[np.ones((2, 1))], step=step).decode().splitlines()
+    assert [pd.Timestamp(line.split(",")[0]) for line in lines[2:]] == expected
+    frame.to_parquet(tmp_path / "x.parquet")
+    made = read_file(tmp_path / "x.parquet").written([np.ones((1, 1))], ahead=[np.ones((2, 1))], step=step)
+    assert list(pd.read_parquet(io.BytesIO(made)).index[1:]) == expected
+
+
+def test_two_rows_keep_their_own_step():
+    index = pd.DatetimeIndex(["2023-03-01", "2023-03-03"])
+    assert list(following(index, 1, 3600.0)) == [pd.Timestamp("2023-03-05")]
+    assert list(following(pd.Index([4]), 1, 3600.0)) == [5]
+    assert list(following(pd.to_timedelta(["1h"]), 1, 3600.0)) == [pd.Timedelta(hours=2)]
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (pd.date_range("2023-03-01", "2023-04-09 23:00", freq="h"), "2023-03-01 to 2023-04-09, every hour"),
+        (pd.date_range("2023-3-1", periods=2, freq="15min"), "2023-03-01 00:00 to 2023-03-01 00:15, every 15 minutes"),
+        (pd.date_range("2023-03-01", periods=3, freq="D"), "2023-03-01 to 2023-03-03, every day"),
+        (pd.date_range("2023-03-01", periods=3, freq="7D"), "2023-03-01 to 2023-03-15, every week"),
+        (pd.date_range("2023-03-01", periods=9, freq="MS"), "2023-03-01 to 2023-11-01, every month"),
+        (pd.period_range("2023Q1", periods=4, freq="Q"), "2023-01-01 to 2023-10-01, every 3 months"),
+        (pd.date_range("2000-01-01", periods=9, freq="YS"), "2000-01-01 to 2008-01-01, every year"),
+        (pd.date_range("2023", periods=5, freq="250ms"), "2023-01-01 00:00 to 2023-01-01 00:00, every 0.25 seconds"),
+        (pd.DatetimeIndex(["2023-03-01"]), "2023-03-01"),
+        (pd.RangeIndex(3), ""),
+        (pd.Index([1.0, 2.0]), ""),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_the_span_of_rows_is_told(index, expected):
+    assert span(index, 0.0 if index is None else of_index(index, "X")[1]) == expected
 
 
 # CSV
