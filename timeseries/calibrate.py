@@ -42,7 +42,14 @@ def main(options: Calibrate) -> None:
     pipeline = load_model(str(folder))
     trained = trained_with(str(options.model), options.data, tuple(NAMES))
     config = pipeline.config
-    data = load(trained.data, "train", window=config.window, level=config.level, data_root=options.data_root)
+    data = load(
+        trained.data,
+        "train",
+        window=config.window,
+        level=config.level,
+        data_root=options.data_root,
+        day_first=trained.day_first,
+    )
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the features that the model knows: {', '.join(config.features)}")
     for solver in solvers(pipeline, data, options):

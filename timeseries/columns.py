@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import ArgumentError, DataError, describe
-from .stamps import NAMES, of_values
+from .dates import of_values
+from .stamps import NAMES
 
 __all__ = ["column", "continued", "floats", "looks_numeric", "refilled", "roles", "stamp_index"]
 
@@ -36,8 +37,8 @@ def roles(
     return place, features
 
 
-def stamp_index(column: pd.Series, name: str, label: str) -> pd.Index:
-    index = of_values(column, label)
+def stamp_index(column: pd.Series, name: str, label: str, day_first: bool | None = None) -> pd.Index:
+    index = of_values(column, label, day_first)
     if index is None:
         raise DataError(f"{label}: column {name!r} is to hold the time stamps, and has {column.iloc[0]!r} in row 1")
     return index

@@ -226,6 +226,7 @@ def load(
     stride: int | None = None,
     level: Level | None = None,
     data_root: str | os.PathLike[str] | None = None,
+    day_first: bool | None = None,
 ) -> Windows:
     """A data set by name (`NAMES`), or the user's own files; the normalisation is that of its training part.
 
@@ -238,6 +239,7 @@ def load(
         level: of the normalisation, see `scaling`; default: that of the set.
         data_root: where the named sets lie or are downloaded to; default: environment variable POLYDIFF_DATA, else
             `~/.cache/polydiff`. Files already there are only read.
+        day_first: see `frames.read`; of own files.
 
     Raises:
         DataError: names the file, set or column at fault, and the way out. ArgumentError: split, window or stride.
@@ -246,7 +248,7 @@ def load(
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
     label = os.fspath(source)
     named = NAMES.get(label)
-    found = named(data_folder(data_root)) if named is not None else own(Path(source).expanduser())
+    found = named(data_folder(data_root)) if named is not None else own(Path(source).expanduser(), day_first)
     window = found.window if window is None else window
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ArgumentError("window", window, "a positive number of rows")
@@ -271,7 +273,7 @@ def load(
     )
 
 
-def own(path: Path) -> Source:
+def own(path: Path, day_first: bool | None = None) -> Source:
     """The user's own file, or the files of a folder in the order of their names, each split by time 70 / 15 / 15 %.
 
     Raises:
@@ -285,7 +287,7 @@ def own(path: Path) -> Source:
         files = [path]
     else:
         raise DataError(f"{path}: neither a data set ({', '.join(NAMES)}) nor a file or folder of {', '.join(TABLES)}")
-    series = [one for file in files for one in read_file(file).series]
+    series = [one for file in files for one in read_file(file, day_first=day_first).series]
     if odd := next((one for one in series if one.names != series[0].names), None):
         raise DataError(f"{path}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")
     cuts = [by_share(one, train=0.7, valid=0.15) for one in series]

@@ -72,6 +72,7 @@ def windows_of(pipeline: ImputationPipeline, options: Evaluate) -> tuple[Windowe
         stride=options.stride,
         level=config.level,
         data_root=options.data_root,
+        day_first=trained.day_first,
     )
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the {len(config.features)} features that the model knows: "

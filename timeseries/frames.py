@@ -27,14 +27,22 @@ from ..core.errors import ArgumentError, DataError, describe
 from .checks import TABLES
 from .columns import column, continued, floats, looks_numeric, refilled, roles, stamp_index
 from .csv_text import Grid, numbers, parse, print_grid
+from .dates import of_values, texts
 from .reading import Extra, Reading
 from .series import Series
-from .stamps import NAMES, following, of_index, of_values, texts
+from .stamps import NAMES, following, of_index
 
 __all__ = ["Reading", "Series", "read", "read_file"]
 
 
-def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label: str = "X") -> Reading:
+def read(
+    data: Any,
+    *,
+    keep: Sequence[str] = (),
+    time: str | None = None,
+    day_first: bool | None = None,
+    label: str = "X",
+) -> Reading:
     """Series from memory.
 
     Args:
@@ -43,6 +51,7 @@ def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label:
         keep: columns of tables that are carried through and are no features.
         time: the column of a table that holds the stamps; default: the first that is called date, time, datetime,
             timestamp or ds, or is of dates, unless the index is of dates.
+        day_first: whether dates in text have the day before the month; None to see it from them, see `dates`.
         label: of the data in messages.
 
     Raises:
@@ -52,16 +61,19 @@ def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label:
         if not data:
             raise DataError(f"{label}: an empty list, expected at least one series")
         if all(isinstance(one, np.ndarray | Tensor | pd.DataFrame | pd.Series) for one in data):
-            parts = [read(one, keep=keep, time=time, label=f"{label}[{i}]") for i, one in enumerate(data)]
+            parts = [
+                read(one, keep=keep, time=time, day_first=day_first, label=f"{label}[{i}]")
+                for i, one in enumerate(data)
+            ]
             return _joined(parts, type(data), label)
         data = _rectangular(data, label)
     if isinstance(data, pd.DataFrame):
-        return _table(data, keep, time, label)
+        return _table(data, keep, time, day_first, label)
     if isinstance(data, pd.Series):
-        inner = _table(data.to_frame(name="value" if data.name is None else data.name), (), None, label)
+        inner = _table(data.to_frame(name="value" if data.name is None else data.name), (), None, None, label)
 
-        def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
-            made = inner.written(filled, extra, ahead)
+        def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> Any:
+            made = inner.written(filled, extra, ahead, step)
             return made if extra else made.iloc[:, 0].rename(data.name)
 
         return Reading(inner.series, inner.index, back)
@@ -70,11 +82,18 @@ def read(data: Any, *, keep: Sequence[str] = (), time: str | None = None, label:
     raise ArgumentError(label, data, "an array (L, K) or (N, L, K), a DataFrame, or a list of them")
 
 
-def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: str | None = None) -> Reading:
+def read_file(
+    path: str | os.PathLike[str],
+    *,
+    keep: Sequence[str] = (),
+    time: str | None = None,
+    day_first: bool | None = None,
+) -> Reading:
     """A series from a CSV (`.csv`, `.tsv`; UTF-8; comma, semicolon, tab or bar; a heading) or parquet file.
 
     In CSV a first column without a name, as pandas writes its index, is the index: stamps, if of dates or numbers.
     `Reading.written` gives the bytes of a file of the same kind; a CSV's differ from it in missing cells only.
+    Arguments as of `read`.
 
     Raises:
         DataError: naming the file, and the column and row at fault. ArgumentError: `keep` or `time` is not there.
@@ -90,18 +109,18 @@ def read_file(path: str | os.PathLike[str], *, keep: Sequence[str] = (), time: s
     if not data.strip():
         raise DataError(f"{path}: empty")
     if name.endswith((".csv", ".tsv")):
-        return _text(parse(data, str(path), tab=name.endswith(".tsv")), keep, time, str(path))
+        return _text(parse(data, str(path), tab=name.endswith(".tsv")), keep, time, day_first, str(path))
     try:
         table = pd.read_parquet(io.BytesIO(data))
     except ImportError as error:
         raise DataError(f"{path}: parquet needs the library pyarrow: pip install 'polydiff[timeseries]'") from error
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are these
         raise DataError(f"{path}: cannot be read as parquet ({error})") from error
-    inner = _table(table, keep, time, str(path))
+    inner = _table(table, keep, time, day_first, str(path))
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> bytes:
         buffer = io.BytesIO()
-        inner.written(filled, extra, ahead).to_parquet(buffer)
+        inner.written(filled, extra, ahead, step).to_parquet(buffer)
         return buffer.getvalue()
 
     return Reading(inner.series, inner.index, back)
@@ -113,11 +132,11 @@ def _joined(parts: Sequence[Reading], kind: type, label: str) -> Reading:
             raise DataError(f"{label}[{i}] has columns {part.names}, {label}[0] has {parts[0].names}")
     sizes = np.cumsum([len(part.series) for part in parts])[:-1].tolist()
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> Any:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float) -> Any:
         starts, stops = [0, *sizes], [*sizes, len(filled)]
         return kind(
             part.written(
-                filled[start:stop], {key: values[start:stop] for key, values in extra.items()}, ahead[start:stop]
+                filled[start:stop], {key: values[start:stop] for key, values in extra.items()}, ahead[start:stop], step
             )
             for part, start, stop in zip(parts, starts, stops, strict=True)
         )
@@ -152,7 +171,9 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
     series = tuple(Series(one, stamps, names, 0.0, own) for one, own in zip(pieces, labels, strict=True))
     missing = np.isnan(values)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> np.ndarray | Tensor:
+    def back(
+        filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], step: float
+    ) -> np.ndarray | Tensor:
         if extra:
             raise ArgumentError("extra", list(extra), "none: an array has no names for more columns")
         if len({len(one) for one in ahead}) > 1:
@@ -175,7 +196,7 @@ def _array(data: np.ndarray | Tensor, label: str) -> Reading:
     return Reading(series, (None,) * len(series), back)
 
 
-def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: str) -> Reading:
+def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, day_first: bool | None, label: str) -> Reading:
     columns = [str(name) for name in table.columns]
     dated = isinstance(table.index, pd.DatetimeIndex | pd.PeriodIndex | pd.TimedeltaIndex)
     guess = None if dated else next(
@@ -184,24 +205,24 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: st
     place, features = roles(columns, keep, time, guess, label, named=not dated)
     if not len(table):
         raise DataError(f"{label}: no rows")
-    index = table.index if place is None else stamp_index(table.iloc[:, place], columns[place], label)
+    index = table.index if place is None else stamp_index(table.iloc[:, place], columns[place], label, day_first)
     stamps, step = of_index(index, label)
     values = np.stack([column(table.iloc[:, k], f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> pd.DataFrame:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], pace: float) -> pd.DataFrame:
         made, (new,), (later,) = table.copy(), filled, ahead
         for j, k in enumerate(features):
             write = np.isnan(values[:, j]) & ~np.isnan(new[:, j])
             if write.any():
                 made.isetitem(k, refilled(table.iloc[:, k], write, new[write, j]))
         if len(later):
-            rows = following(table.index, len(later))
+            rows = following(table.index, len(later), pace)
             own = {table.columns[k]: continued(table.iloc[:, k], later[:, j], rows) for j, k in enumerate(features)}
             if place is not None:
-                stamps_ahead = following(index, len(later))
+                stamps_ahead = following(index, len(later), pace)
                 as_text = pd.api.types.is_string_dtype(table.iloc[:, place].dtype)
-                told = texts(stamps_ahead, index, table.iloc[:, place].tolist()) if as_text else stamps_ahead
+                told = texts(stamps_ahead, index, table.iloc[:, place].tolist(), day_first) if as_text else stamps_ahead
                 own[table.columns[place]] = pd.Series(told, rows)
             made = pd.concat([made, pd.DataFrame(own, index=rows)])
         more = {f"{name}@{key}": one[:, j] for key, (one,) in extra.items() for j, name in enumerate(names)}
@@ -210,7 +231,7 @@ def _table(table: pd.DataFrame, keep: Sequence[str], time: str | None, label: st
     return Reading((Series(values, stamps, names, step, label),), (index,), back)
 
 
-def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Reading:
+def _text(grid: Grid, keep: Sequence[str], time: str | None, day_first: bool | None, label: str) -> Reading:
     """A CSV, whose cells stay text until they are numbers."""
     columns = [name or ("" if k == 0 else f"column {k + 1}") for k, name in enumerate(grid.names)]
     first = 0 if not columns[0] and len(columns) > 1 else None
@@ -218,19 +239,21 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
         # A first column that is no number but a date throughout is the stamps, whatever its name.
         head = pd.Series(grid.column(0), dtype=object)
         if columns[0] not in keep and len(columns) > 1 and not looks_numeric(head):
-            first = 0 if isinstance(of_values(head, label), pd.DatetimeIndex) else None
+            first = 0 if isinstance(of_values(head, label, day_first), pd.DatetimeIndex) else None
     place, features = roles(columns, keep, time, first, label, named=True)
     index: pd.Index = pd.RangeIndex(len(grid.rows))
     if place is not None:
         column = pd.Series([cell if cell.strip() else None for cell in grid.column(place)], dtype=object)
         unnamed = place == 0 and not columns[0]
-        found = of_values(column, label) if unnamed else stamp_index(column, columns[place], label)
+        found = (
+            of_values(column, label, day_first) if unnamed else stamp_index(column, columns[place], label, day_first)
+        )
         index = index if found is None else found
     stamps, step = of_index(index, label)
     values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
     names = tuple(columns[k] for k in features)
 
-    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray]) -> bytes:
+    def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], pace: float) -> bytes:
         write = np.isnan(values) & ~np.isnan(filled[0])
         new = [(k, write[:, j], filled[0][:, j]) for j, k in enumerate(features)]
         more = [
@@ -240,7 +263,9 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, label: str) -> Read
         ]
         cells = [["" for _ in columns] for _ in ahead[0]]
         told = (
-            texts(following(index, len(cells)), index, grid.column(place)) if place is not None else [""] * len(cells)
+            texts(following(index, len(cells), pace), index, grid.column(place), day_first)
+            if place is not None
+            else [""] * len(cells)
         )
         quote = '"' if place is not None and grid.rows[-1][place].strip().startswith('"') else ""
         for row, values_ahead, stamp in zip(cells, ahead[0].tolist(), told, strict=True):

@@ -77,6 +77,8 @@ class Train:
     them."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
+    day_first: bool | None = None
+    """Whether dates such as 1/2/2023 in files have the day first; None to see it from each file."""
     window: Window | None = None
     """Time steps of a window; None for the data set's own."""
     stride: Count | None = None
@@ -148,6 +150,8 @@ class Sample:
     fitting: Fitting = field(default_factory=Fitting)
     time_column: str | None = None
     """The column of the times; None for the one that is called so or holds dates."""
+    day_first: bool | None = None
+    """Whether dates such as 1/2/2023 have the day first; None to see it from the column."""
     carry: tuple[str, ...] = ()
     """Columns that are no series, such as a name or a remark: they stay as they are."""
     horizon: Annotated[int, Range(0, 10**6)] = 0

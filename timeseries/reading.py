@@ -15,7 +15,7 @@ from .series import Series
 __all__ = ["Extra", "Reading"]
 
 Extra = Mapping[str, Sequence[np.ndarray]]
-Back = Callable[[Sequence[np.ndarray], Extra, Sequence[np.ndarray]], Any]
+Back = Callable[[Sequence[np.ndarray], Extra, Sequence[np.ndarray], float], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,11 @@ class Reading:
         return self.series[0].names
 
     def written(
-        self, filled: Sequence[np.ndarray], extra: Extra | None = None, ahead: Sequence[np.ndarray] | None = None
+        self,
+        filled: Sequence[np.ndarray],
+        extra: Extra | None = None,
+        ahead: Sequence[np.ndarray] | None = None,
+        step: float = 0.0,
     ) -> Any:
         """What came, its missing cells filled.
 
@@ -48,6 +52,7 @@ class Reading:
                 others, in tables only. In CSV an observed cell repeats the observed text.
             ahead: (H, K) for each series: rows after the last, whose stamps go on (`stamps.following`) and whose kept
                 columns are missing.
+            step: of the model in seconds, in which the stamp of a single row goes on; 0 if unknown.
 
         Returns:
             An object like the one that was read; of a file, its bytes.
@@ -70,7 +75,7 @@ class Reading:
             raise ArgumentError("filled", "infinite values in missing cells", "finite ones")
         if not all(np.isfinite(one).all() for one in more):
             raise ArgumentError("ahead", "values that are not finite", "finite ones")
-        return self._back(new, extra or {}, more)
+        return self._back(new, extra or {}, more, step)
 
 
 def _check_shapes(

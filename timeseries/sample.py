@@ -39,7 +39,7 @@ from .loading import device, load_model
 from .options import Sample
 from .pipeline import ImputationPipeline
 from .series import Series
-from .stamps import following
+from .stamps import following, span
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
 from .summaries import quantiles_of, summary_of
@@ -74,7 +74,8 @@ def main(options: Sample) -> None:
     missing = int(np.isnan(series.values).sum())
     print(
         f"{options.input}: {counted(len(series), 'row')} of {counted(len(series.names), 'column')}, "
-        f"{counted(missing, 'cell')} to fill"
+        + (f"{told}, " if (told := span(index, series.step)) else "")
+        + f"{counted(missing, 'cell')} to fill"
         + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
@@ -86,10 +87,10 @@ def main(options: Sample) -> None:
     found = table.theirs(summaries(pipeline, table.series[0], options, levels))  # the table's columns from here on
     length, point, bands = len(series), found[0], dict(zip(levels, found[1:], strict=True))
     extra = {f"{level:g}": [bands[level]] for level in options.quantiles}
-    content = reading.written([point[:length]], extra, [point[length:]])
+    content = reading.written([point[:length]], extra, [point[length:]], pipeline.config.step)
     stamps = pd.RangeIndex(length) if index is None else index
     if options.horizon:
-        stamps = stamps.append(following(stamps, options.horizon))
+        stamps = stamps.append(following(stamps, options.horizon, pipeline.config.step))
     write(place_of(options), content)
     if options.plot is not None:
         picture(options.plot, reading.series[0], stamps, bands)
@@ -106,7 +107,7 @@ def reading_of(options: Sample) -> Reading:
         DataError: naming the file, and the column and row at fault.
     """
     try:
-        return read_file(source(options), keep=options.carry, time=options.time_column)
+        return read_file(source(options), keep=options.carry, time=options.time_column, day_first=options.day_first)
     except DataError as error:  # the hint of the library is an argument in Python
         raise DataError(
             str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")

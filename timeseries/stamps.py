@@ -8,21 +8,20 @@ row, since what they mean only the owner of the data knows.
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.tseries.api import guess_datetime_format
 
 from ..core.errors import DataError
 
-__all__ = ["following", "of_index", "of_values", "texts"]
+__all__ = ["following", "frequency", "of_index", "span"]
 
 NAMES = frozenset({"date", "time", "datetime", "timestamp", "ds"})
 """Columns so called, in any case, hold the stamps."""
+_UNITS = ((604800, "week"), (86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+_MONTH = 365.2425 * 86400 / 12
 
 
 def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
@@ -57,82 +56,81 @@ def of_index(index: pd.Index, label: str) -> tuple[np.ndarray, float]:
         )
     if numbers:
         return _in_steps(index.to_numpy(np.float64))[0], 0.0
-    if isinstance(index, pd.DatetimeIndex) and _frequency(index) is not None:
+    if isinstance(index, pd.DatetimeIndex) and frequency(index) is not None:
         return np.arange(len(index), dtype=np.float64), _mean_step(index)
     return _in_steps(np.asarray(pd.TimedeltaIndex(index - index[0]).total_seconds(), dtype=np.float64))
 
 
-def of_values(values: pd.Series, label: str) -> pd.Index | None:
-    """A column as an index of dates or numbers, if it is one.
-
-    Dates of which ISO 8601 does not say the order of day and month are month first, unless one of them cannot be. A
-    missing stamp stays missing, so that `of_index` names its row.
-    """
-    if isinstance(values.dtype, pd.PeriodDtype) or pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return pd.Index(values)
-    try:
-        return pd.Index(pd.to_numeric(values)).astype("float64")
-    except (ValueError, TypeError):
-        pass
-    # The parser of free forms takes the names of months and days, and single letters, for dates.
-    if any(isinstance(cell, str) and cell.strip() and not re.search(r"\d", cell) for cell in values):
-        return None
-    for form, dayfirst, utc in (
-        ("ISO8601", False, False),
-        (None, False, False),
-        (None, True, False),
-        (None, False, True),
-    ):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that the form cannot be guessed
-                return pd.DatetimeIndex(pd.to_datetime(values, format=form, dayfirst=dayfirst, utc=utc))
-        except (ValueError, TypeError, OverflowError):
-            continue
-    return None
-
-
-def following(index: pd.Index, horizon: int) -> pd.Index:
+def following(index: pd.Index, horizon: int, step: float = 0.0) -> pd.Index:
     """The index of the next `horizon` rows: of its frequency, where it has one, else in its median steps.
 
     Numbers go on in their median step, and anything else counts on from the number of rows.
+
+    Args:
+        index: of L >= 1 rows.
+        horizon: rows to come.
+        step: of the model in seconds, for a single date or duration, which has none of its own; a day if 0. About so
+            many months are months by the calendar.
     """
     if isinstance(index, pd.PeriodIndex):
         return pd.period_range(index[-1] + 1, periods=horizon, freq=index.freq, name=index.name)
     if isinstance(index, pd.DatetimeIndex):
-        frequency = index.freq or _frequency(index)
-        if frequency is not None:
-            return pd.date_range(index[-1], periods=horizon + 1, freq=frequency, name=index.name)[1:]
+        regular = index.freq or frequency(index)
+        if regular is not None:
+            return pd.date_range(index[-1], periods=horizon + 1, freq=regular, name=index.name)[1:]
     if isinstance(index, pd.DatetimeIndex | pd.TimedeltaIndex):
-        step = pd.Series(index).diff().quantile(interpolation="lower") if len(index) > 1 else pd.Timedelta(days=1)
-        return pd.Index([index[-1] + step * k for k in range(1, horizon + 1)], name=index.name)
+        if len(index) > 1:
+            one = pd.Series(index).diff().quantile(interpolation="lower")
+        elif (months := _months(step)) and isinstance(index, pd.DatetimeIndex):
+            one = pd.DateOffset(months=months)
+        else:
+            one = pd.Timedelta(seconds=step or 86400.0)
+        return pd.Index([index[-1] + one * k for k in range(1, horizon + 1)], name=index.name)
     if pd.api.types.is_integer_dtype(index.dtype) or pd.api.types.is_float_dtype(index.dtype):
-        step = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
-        ahead = index[-1] + step * np.arange(1, horizon + 1)
+        pace = _median(np.diff(index.to_numpy())) if len(index) > 1 else 1
+        ahead = index[-1] + pace * np.arange(1, horizon + 1)
         whole = pd.api.types.is_integer_dtype(index.dtype) and (ahead == np.round(ahead)).all()
         return pd.Index(ahead.astype(index.dtype) if whole else ahead, name=index.name)
     return pd.RangeIndex(len(index), len(index) + horizon)
 
 
-def texts(ahead: pd.Index, known: pd.Index, written: Sequence[str]) -> list[str]:
-    """Stamps as text in the form in which others were written, as far as that can be told; else dates by ISO 8601.
+def frequency(index: pd.DatetimeIndex) -> Any:
+    """That of a regular index of at least three dates, as pandas takes it; else None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it will be of another type some day
+        return pd.infer_freq(index) if len(index) > 2 else None
+
+
+def span(index: pd.Index | None, step: float) -> str:
+    """From when to when the rows go and how far apart they are, for people; nothing if they have no dates.
 
     Args:
-        ahead: to write.
-        known: an index of at least one row.
-        written: its texts.
+        index: of L >= 1 rows.
+        step: in seconds, 0 if unknown.
     """
-    if not isinstance(ahead, pd.DatetimeIndex) or not isinstance(known, pd.DatetimeIndex):
-        whole = re.fullmatch(r"\s*[-+]?\d+\s*", written[-1]) is not None
-        return [str(int(one)) if whole and float(one).is_integer() else str(one) for one in ahead]
-    ends = list(zip(known[[0, -1]], (written[0].strip(), written[-1].strip()), strict=True))
-    for text, dayfirst in [(text, dayfirst) for _, text in ends for dayfirst in (False, True)]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the day is first: both are tried
-            form = guess_datetime_format(text, dayfirst=dayfirst)
-        if form is not None and all(one.strftime(form) == own for one, own in ends):
-            return [one.strftime(form) for one in ahead]
-    return [one.isoformat(sep=" ") for one in ahead]
+    if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+        return ""
+    ends = [one.to_timestamp() if isinstance(one, pd.Period) else one for one in (index[0], index[-1])]
+    days = [one.strftime("%Y-%m-%d") for one in ends]
+    if days[0] == days[1] and len(index) > 1:
+        days = [one.strftime("%Y-%m-%d %H:%M") for one in ends]
+    return days[0] if len(index) == 1 else f"{days[0]} to {days[1]}" + (f", every {_length(step)}" if step else "")
+
+
+def _length(step: float) -> str:
+    """Seconds in the largest unit that they are whole in: "hour", "15 minutes"."""
+    if months := _months(step):
+        number, unit = (months // 12, "year") if months % 12 == 0 else (months, "month")
+    else:
+        size, unit = next((s, u) for s, u in _UNITS if step % s == 0 or u == "second")
+        number = step / size
+    return unit if number == 1 else f"{number:g} {unit}s"
+
+
+def _months(step: float) -> int:
+    """How many months of the calendar so many seconds are about; 0 if none."""
+    months = round(step / _MONTH)
+    return months if months and abs(step / (months * _MONTH) - 1) < 0.02 else 0
 
 
 def _check_order(index: pd.Index, label: str) -> None:
@@ -154,13 +152,6 @@ def _check_order(index: pd.Index, label: str) -> None:
         )
     row = next(k for k in range(1, len(index)) if index[k] < index[k - 1])
     raise DataError(f"{label}: row {row + 1} ({index[row]}) is before row {row} ({index[row - 1]}); sort by time first")
-
-
-def _frequency(index: pd.DatetimeIndex) -> Any:
-    """That of a regular index of at least three dates, as pandas takes it; else None."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it will be of another type some day
-        return pd.infer_freq(index) if len(index) > 2 else None
 
 
 def _median(steps: np.ndarray) -> Any:

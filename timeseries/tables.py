@@ -33,12 +33,14 @@ class Taken:
         data: what came.
         reading: how it was read.
         order: of the model's features among the columns that came.
+        step: of the model in seconds, 0 if unknown.
     """
 
     series: tuple[Series, ...]
     data: Any
     reading: Reading
     order: tuple[int, ...]
+    step: float = 0.0
 
     def filled(self, values: Sequence[np.ndarray]) -> Any:
         """What came, its missing cells from `values`, (L, K) of each series; the rest bit for bit."""
@@ -54,7 +56,7 @@ class Taken:
             return whole.astype(self.data.dtype) if self.data.dtype.kind == "f" else whole
         names, made = self.reading.names, []
         for one, index in zip(rows, self.reading.index, strict=True):
-            made.append(one if index is None else pd.DataFrame(one, following(index, len(one)), list(names)))
+            made.append(one if index is None else pd.DataFrame(one, following(index, len(one), self.step), list(names)))
         if isinstance(self.data, pd.Series):
             return made[0].iloc[:, 0].rename(self.data.name)
         return made if isinstance(self.data, list | tuple) else made[0]
@@ -115,7 +117,7 @@ def taken(X: Any, features: Sequence[str] | None = None, step: float = 0.0, argu
     features = names if features is None else tuple(features)
     order = placed(names, features, argument)
     series = tuple(replace(one, values=one.values[:, order], names=features).paced(step) for one in reading.series)
-    return Taken(series, X, reading, order)
+    return Taken(series, X, reading, order, step)
 
 
 def placed(names: Sequence[str], features: Sequence[str], argument: str) -> tuple[int, ...]:

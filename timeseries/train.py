@@ -114,6 +114,7 @@ def data_of(options: Train, split: Split) -> Windows:
         stride=options.stride,
         level=options.level,
         data_root=options.data_root,
+        day_first=options.day_first,
     )
 
 
