@@ -50,6 +50,7 @@ def check_sample(options: Sample) -> None:
             ("--window", options.fitting.window),
             ("--level", options.fitting.level),
             ("--fit-steps", options.fitting.fit_steps),
+            ("--no-judge", None if options.fitting.judge else False),
             ("--keep", options.fitting.keep),
         ):
             if value is not None:

@@ -126,9 +126,11 @@ class Fitting:
     level: LevelName | None = None
     """What is taken off a column: its mean (series), or each window's own besides (window); None for what suits."""
     fit_steps: Steps | None = None
-    """Training steps; None for about a minute's worth on two cores."""
+    """Training steps; None for a number that suits the file."""
+    judge: bool = True
+    """Hold some cells out of training, and tell how well the model fills them."""
     keep: Path | None = None
-    """Keep the fitted model in this folder, for --model the next time."""
+    """Keep the fitted model in this folder, for --model the next time; an interrupted fit goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Sample:
     """Fill the gaps of a table, and forecast; observed values stay exactly as they are.
 
     Writes the rows and columns that came, their empty cells filled, and beside them a column `name@0.05` for each of
-    --quantiles. Without --model a model is fitted to the table first, which takes about a minute.
+    --quantiles. Without --model a model is fitted to the table first.
     """
 
     input: tyro.conf.Positional[Path | None] = None

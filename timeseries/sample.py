@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -26,16 +25,13 @@ from tqdm.auto import tqdm
 from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
-from ..core.pipeline import Card
 from ..core.wording import counted
 from . import plotting
 from .checks import place_of, source
 from .drawing import Drawing
 from .evaluate import how, used
 from .filling import Window, fill
-from .fitting import network_for, options_for, window_for
 from .frames import Reading, read_file
-from .loading import device, load_model
 from .options import Sample
 from .pipeline import ImputationPipeline
 from .series import Series
@@ -43,9 +39,10 @@ from .stamps import following
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
 from .summaries import quantiles_of, summary_of
+from .table_model import model_for
 from .tables import taken
 
-__all__ = ["Stretch", "main", "model_for", "stretches", "summaries"]
+__all__ = ["Stretch", "main", "stretches", "summaries"]
 
 HELD = 1 << 26
 """Numbers of samples in memory at once: half a gigabyte."""
@@ -111,39 +108,6 @@ def reading_of(options: Sample) -> Reading:
         raise DataError(
             str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")
         ) from error
-
-
-def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
-    """The model that the options name, or one that is fitted to the table now, and perhaps kept."""
-    if options.model is not None:
-        return load_model(options.model)
-    fitting, (series,) = options.fitting, reading.series
-    if len(series) < 2 or not np.isfinite(series.values).any():
-        raise DataError(f"{options.input}: {len(series)} rows, too little to fit a model to; name one by --model")
-    print("fitting a model to the table, which takes about a minute; --keep FOLDER keeps it", flush=True)
-    window = window_for([series]) if fitting.window is None else fitting.window
-    settings = replace(options_for(window, network_for([series]), options.seed), progress=options.progress)
-    if fitting.fit_steps is not None:
-        settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
-    pipeline = ImputationPipeline().fit(
-        reading, window=window, level=fitting.level, options=settings, seed=options.seed
-    )
-    pipeline.to(device())
-    for name, value in pipeline.validation.items():
-        print(f"{name}: {value:.4g}")
-    if fitting.keep is not None:
-        card = Card(
-            title=f"Time series like {source(options).name}",
-            summary=f"Fills gaps of {len(series.names)} columns, in windows of {pipeline.config.window} rows.",
-            data=f"{source(options).name}, {len(series)} rows",
-            seed=options.seed,
-            figures=pipeline.validation,
-            limits="Knows this one table: its columns, its units, its spacing in time.",
-            tags=("diffusion", "time-series"),
-        )
-        pipeline.save_pretrained(fitting.keep, card=card)
-        print(f"model kept in {fitting.keep}: use it by --model {fitting.keep}", flush=True)
-    return pipeline
 
 
 def check_future(pipeline: ImputationPipeline, options: Sample) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from polydiff.cli.main import main
+from polydiff.timeseries.data import Windows
 from polydiff.timeseries.loading import load_model
 
 SMALL = ["--width", 8, "--blocks", 1, "--window", 16, "--batch-size", 4, "--warmup", 0, "--decay-to", 1]
@@ -167,11 +169,39 @@ def test_parquet_keeps_its_types(run: Path, tmp_path: Path) -> None:
 def test_without_a_model_one_is_fitted_and_kept(gaps: Path, tmp_path: Path, capsys) -> None:
     words = ["--fit-steps", 3, "--window", 8, "--keep", tmp_path / "kept"]
     assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "a.csv", *DRAWN, *words) == 0
-    assert "--keep" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 training steps, then judging on held-out cells" in said and "use it by --model" in said
     again = ["--model", tmp_path / "kept"]
     assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "b.csv", *DRAWN, *again) == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert load_model(str(tmp_path / "kept")).config.window == 8
+
+
+def test_an_interrupted_fit_goes_on_where_it_is_kept(gaps: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    words = ["sample", "timeseries", gaps, *DRAWN, "--window", 8, "--no-judge", "--fit-steps", 6]
+    assert polydiff(*words, "-o", tmp_path / "whole.csv", "--keep", tmp_path / "whole") == 0
+    said = capsys.readouterr().out
+    assert "6 training steps" in said and "--fit-steps" in said and "minute" not in said and "held-out" not in said
+    plain, batches = Windows.batch, []
+
+    def batch(self, indices):
+        batches.append(1)
+        if len(batches) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, indices)
+
+    kept = tmp_path / "kept"
+    with monkeypatch.context() as patched:
+        patched.setattr(Windows, "batch", batch)
+        assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept) == 130
+    said = capsys.readouterr().err
+    assert f"of 6; all is saved in {kept / 'run'}" in said and " 6 of 6" not in said
+    assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept, "--seed", 1) == 2
+    assert str(kept / "run") in capsys.readouterr().err
+    assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept) == 0
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {path.name for path in kept.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not (kept / "run").exists()
 
 
 def test_a_table_without_gaps_comes_back(run: Path, tmp_path: Path) -> None:
