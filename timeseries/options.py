@@ -92,6 +92,8 @@ class Train:
     features; forecast, the last rows."""
     horizon: Count | None = None
     """Rows of --targets forecast; None for any number up to half a window."""
+    carry: tuple[str, ...] = ()
+    """Columns of files that are no series, such as a name or a remark: they are left out."""
     covariates: tuple[str, ...] = ()
     """Features whose future is known when one forecasts, such as a calendar or a planned price: never hidden."""
     level: LevelName | None = None
@@ -224,6 +226,8 @@ class Evaluate:
     """How the steps are spaced in time; None for the default. A calibrated solver has its own grid."""
     precision: Literal["no", "bf16"] = "no"
     """bf16 runs the network in bfloat16 autocast."""
+    progress: bool = True
+    """Show a progress bar."""
     seed: Seed = 0
     """Decides every random choice."""
     out: Path = Path("runs/evaluation")
@@ -256,6 +260,8 @@ class Calibrate:
     """Steps of the fine solution, four network calls each."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Windows that pass through the network at once."""
+    progress: bool = True
+    """Show a progress bar."""
     seed: Seed = 0
     """Decides which windows and cells, and the noise."""
     config: Annotated[Path | None, Invocation()] = None

@@ -11,6 +11,7 @@ what a cell is filled with is the median, mean or quantile of its own samples, w
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,10 @@ from tqdm.auto import tqdm
 from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
+from ..core.runs import make_folder
 from ..core.wording import counted
 from . import plotting
-from .checks import place_of, source
+from .checks import READ, flags, place_of, source
 from .drawing import Drawing
 from .evaluate import how, used
 from .filling import Window, fill
@@ -40,7 +42,7 @@ from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
 from .summaries import quantiles_of, summary_of
 from .table_model import model_for
-from .tables import taken
+from .tables import Taken, taken
 
 __all__ = ["Stretch", "main", "stretches", "summaries"]
 
@@ -75,10 +77,13 @@ def main(options: Sample) -> None:
         + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
+    for path in (place_of(options), options.plot):
+        if path is not None:  # before anything that takes long
+            make_folder(path.absolute().parent)
     pipeline = model_for(reading, options)
-    print(f"{options.samples} sample paths by {used(pipeline, options)}", flush=True)
-    table = taken(reading, pipeline.config.features, pipeline.config.step, str(options.input))
+    table = table_for(pipeline, reading, options)
     check_future(pipeline, options)
+    print(f"{options.samples} sample paths by {used(pipeline, options)}", flush=True)
     levels = sorted({0.05, 0.25, 0.5, 0.75, 0.95, *options.quantiles}) if options.plot else sorted(options.quantiles)
     found = table.theirs(summaries(pipeline, table.series[0], options, levels))  # the table's columns from here on
     length, point, bands = len(series), found[0], dict(zip(levels, found[1:], strict=True))
@@ -102,12 +107,24 @@ def reading_of(options: Sample) -> Reading:
     Raises:
         DataError: naming the file, and the column and row at fault.
     """
-    try:
+    with flags(READ):
         return read_file(source(options), keep=options.carry, time=options.time_column)
-    except DataError as error:  # the hint of the library is an argument in Python
-        raise DataError(
-            str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")
-        ) from error
+
+
+def table_for(pipeline: ImputationPipeline, reading: Reading, options: Sample) -> Taken:
+    """The table's columns in the order of the model.
+
+    Raises:
+        ArgumentError, DataError: the table lacks some of them, or has others.
+    """
+    config = pipeline.config
+    try:
+        return taken(reading, config.features, config.step, str(options.input))
+    except ArgumentError as error:
+        odd = [name for name in reading.names if name not in config.features]
+        if not set(config.features) < set(reading.names):
+            raise
+        raise DataError(f"{error}; --carry {shlex.join(odd)} leaves what else there is as it is") from error
 
 
 def check_future(pipeline: ImputationPipeline, options: Sample) -> None:

@@ -7,13 +7,14 @@ the folder holds the model alone.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import ArgumentError, ConfigError, DataError
 from ..core.pipeline import Card
 from ..core.wording import counted
 from .checks import source
@@ -22,6 +23,7 @@ from .frames import Reading
 from .loading import device, load_model
 from .options import Sample
 from .pipeline import ImputationPipeline
+from .series import Series
 
 __all__ = ["model_for"]
 
@@ -32,8 +34,13 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
         return load_model(options.model)
     fitting, (series,) = options.fitting, reading.series
     if len(series) < 2 or not np.isfinite(series.values).any():
-        raise DataError(f"{options.input}: {len(series)} rows, too little to fit a model to; name one by --model")
+        raise DataError(
+            f"{options.input}: {counted(len(series), 'row')}, too little to fit a model to; name one by --model"
+        )
+    check_columns(series, options)
     window = window_for([series]) if fitting.window is None else fitting.window
+    if window > len(series):
+        raise ArgumentError("--window", window, f"at most {len(series)}, the rows of {options.input}")
     settings = replace(options_for(window, network_for([series]), options.seed), progress=options.progress)
     if fitting.fit_steps is not None:
         settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
@@ -74,6 +81,22 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
         cleared(fitting.keep / "run")
         print(f"model kept in {fitting.keep}: use it by --model {fitting.keep}", flush=True)
     return pipeline
+
+
+def check_columns(series: Series, options: Sample) -> None:
+    """A DataError for a column without a value; a word about those that only count."""
+    for name, values in zip(series.names, series.values.T, strict=True):
+        carry = f"--carry {shlex.quote(name)} leaves it as it is"
+        if np.isnan(values).all():
+            raise DataError(f"{options.input}: column {name!r} is empty; {carry}")
+        if counts(values):
+            print(f"column {name!r} looks like a counter; {carry}", flush=True)
+
+
+def counts(values: np.ndarray) -> bool:
+    """Whether (L,) are integers at one distance from each other, none of them missing."""
+    steps = np.diff(values)
+    return len(values) > 2 and bool(steps[0] != 0 and (steps == steps[0]).all() and (values % 1 == 0).all())
 
 
 def cleared(run: Path) -> None:
