@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from .config import check, load
-from .errors import PolydiffError
+from .errors import ConfigError, PolydiffError
 
 __all__ = ["CONFIG_NAME", "parse", "run"]
 
@@ -58,11 +58,11 @@ def parse(kind: type[T], command: str, domain: str, prog: str, arguments: Sequen
 
     file = _config_file(kind, prog, arguments)
     if file is not None:
-        return check(read(load(file, command, domain, kind)))
+        return _checked(read(load(file, command, domain, kind)))
     options = read(None)
     if getattr(options, "resume", False) and (kept := Path(options.out) / CONFIG_NAME).exists():
         options = read(load(kept, command, domain, kind))
-    return check(options)
+    return _checked(options)
 
 
 def run(
@@ -106,6 +106,15 @@ def run(
         print("polydiff: interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def _checked(options: T) -> T:
+    """The options if every value can be used; else a ConfigError that names the flag."""
+    try:
+        return check(options)
+    except ConfigError as error:  # what a file held has been checked before
+        name = error.argument.rpartition(".")[2].partition("[")[0]
+        raise error.called("--" + name.replace("_", "-")) from None
 
 
 def _config_file(kind: Any, prog: str, arguments: Sequence[str]) -> Path | None:

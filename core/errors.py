@@ -5,7 +5,7 @@ Checks run before any state changes, so a caller who catches one of these may co
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 __all__ = [
     "ArgumentError",
@@ -34,6 +34,12 @@ class ArgumentError(PolydiffError, ValueError):
     def __init__(self, argument: str, got: Any, expected: str):
         self.argument, self.got, self.expected = argument, describe(got), expected
         super().__init__(f"{argument}: got {self.got}, expected {expected}")
+
+    def called(self, argument: str) -> Self:
+        """This error, of an argument that its reader knows by another name."""
+        self.argument = argument
+        self.args = (f"{argument}: got {self.got}, expected {self.expected}",)
+        return self
 
 
 class ConfigError(ArgumentError):

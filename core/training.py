@@ -89,6 +89,7 @@ def train(
     *,
     folder: str | os.PathLike[str],
     resume: bool = False,
+    lasting: bool = True,
     on_begin: Callable[[], None] | None = None,
     on_log: Callable[[dict[str, float]], None] | None = None,
     on_checkpoint: Callable[[Path], None] | None = None,
@@ -105,6 +106,7 @@ def train(
         options: see `TrainingOptions`.
         folder: of the run.
         resume: go on from the newest sound checkpoint in `folder`; begin at step 0 where no checkpoint was written yet.
+        lasting: whether `folder` outlives the call; without, who interrupts is told that nothing is kept.
         on_begin: called once before the first step, on the main process; `folder` has been checked and made by then.
         on_log: called with each new entry of the log, on the main process.
         on_checkpoint: called with the path of each checkpoint written, on the main process.
@@ -120,7 +122,7 @@ def train(
     accelerator = Accelerator(
         cpu=options.cpu, mixed_precision="no"
     )  # autocast is ours: it must not depend on launchers
-    run = _Run(objective, data, options, Path(folder), accelerator, on_log, on_checkpoint)
+    run = _Run(objective, data, options, Path(folder), accelerator, on_log, on_checkpoint, lasting)
     run.begin(resume)
     if on_begin is not None and accelerator.is_main_process:
         on_begin()
@@ -146,8 +148,10 @@ class _Run:
         accelerator: Accelerator,
         on_log: Callable[[dict[str, float]], None] | None,
         on_checkpoint: Callable[[Path], None] | None,
+        lasting: bool,
     ):
         self.objective, self.data, self.options, self.folder = objective, data, options, folder
+        self.lasting = lasting
         self.accelerator, self.on_log, self.on_checkpoint = accelerator, on_log, on_checkpoint
         self.names = {name: p for name, p in objective.named_parameters() if p.requires_grad}
         if not self.names:
@@ -281,10 +285,8 @@ class _Run:
 
     def _interrupted(self, signals: Signals) -> NoReturn:
         if self.accelerator.is_main_process:
-            note = (
-                f"interrupted after step {self.step} of {self.options.steps}; all is saved in {self.folder}: resume it"
-            )
-            tqdm.write(note, file=sys.stderr)
+            kept = f"all is saved in {self.folder}: resume it" if self.lasting else "nothing is kept"
+            tqdm.write(f"interrupted after step {self.step} of {self.options.steps}; {kept}", file=sys.stderr)
         raise Interrupted(signals.received or signal.SIGTERM, self.step, self.folder)
 
     def _take_step(self, feed: Iterator[Batch], signals: Signals) -> None:

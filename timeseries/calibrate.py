@@ -8,9 +8,10 @@ cells is hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from tqdm.auto import tqdm
 
 from ..core.calibration import Calibrated, Trajectories, calibrate, trajectories
 from ..core.commands import run
@@ -49,6 +50,7 @@ def main(options: Calibrate) -> None:
         level=config.level,
         data_root=options.data_root,
         day_first=trained.day_first,
+        carry=trained.carry,
     )
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the features that the model knows: {', '.join(config.features)}")
@@ -76,14 +78,20 @@ def solvers(pipeline: ImputationPipeline, data: Windows, options: Calibrate) -> 
     def part(first: int, count: int) -> list[int]:
         return [places[order[i % len(order)]] for i in range(first, first + count)]
 
-    training = flows(pipeline, data, options, part(0, options.count), 0)
-    validation = flows(pipeline, data, options, part(options.count, more), options.count)
+    with tqdm(total=options.count + more, unit="window", disable=not options.progress, dynamic_ncols=True) as bar:
+        training = flows(pipeline, data, options, part(0, options.count), 0, bar)
+        validation = flows(pipeline, data, options, part(options.count, more), options.count, bar)
     for calls in options.calls:
         yield calibrate(training, validation, calls, iterations=options.iterations)
 
 
 def flows(
-    pipeline: ImputationPipeline, data: Windows, options: Calibrate, windows: list[int], first: int
+    pipeline: ImputationPipeline,
+    data: Windows,
+    options: Calibrate,
+    windows: list[int],
+    first: int,
+    bar: tqdm[NoReturn] | None = None,
 ) -> list[Trajectories]:
     """The fine solutions from a draw of noise for each window, in batches.
 
@@ -93,6 +101,7 @@ def flows(
         options: of the command.
         windows: their numbers.
         first: number of the first of them among all that are drawn.
+        bar: of progress, by windows.
     """
     model, kernel, device = pipeline.model, pipeline.kernel, pipeline.model.centre.device
     strategy: Strategy = Random()
@@ -116,6 +125,8 @@ def flows(
             side = network.side(**{name: each.to(device) for name, each in posed.items()})
         x = bound.prior(like).sample(generators)
         found.append(trajectories(model.denoiser.given(bound, side=side), bound, x, steps=options.fine))
+        if bar is not None:
+            bar.update(len(some))
     return found
 
 

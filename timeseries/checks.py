@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,31 @@ from ..core.runs import check_begun, model_folder
 if TYPE_CHECKING:
     from .options import Sample, Train
 
-__all__ = ["PICTURES", "TABLES", "check_sample", "check_train", "place_of", "source"]
+__all__ = ["PICTURES", "TABLES", "check_sample", "check_train", "flags", "place_of", "source"]
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 PICTURES = (".png", ".svg", ".pdf")
+
+READ = {"time": "--time-column", "keep": "--carry", "carry": "--carry"}
+"""Arguments of reading files -> flags."""
+
+
+@contextlib.contextmanager
+def flags(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors from within name flags, not arguments of Python.
+
+    Args:
+        names: argument -> flag.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        if error.argument in names:
+            error.called(names[error.argument])
+        raise
+    except DataError as error:
+        told = str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")
+        raise DataError(told) from error
 
 
 def check_train(options: Train) -> None:
@@ -50,6 +73,7 @@ def check_sample(options: Sample) -> None:
             ("--window", options.fitting.window),
             ("--level", options.fitting.level),
             ("--fit-steps", options.fitting.fit_steps),
+            ("--no-judge", None if options.fitting.judge else False),
             ("--keep", options.fitting.keep),
         ):
             if value is not None:

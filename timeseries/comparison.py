@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..core.errors import ArgumentError
 from ..core.randomness import mix, seeded
@@ -100,7 +101,13 @@ def hidden(strategy: Strategy, seen: Tensor, seed: int) -> Tensor:
 
 
 def compare(
-    data: Windowed, systems: Sequence[System], methods: Mapping[str, Draw], seed: int, *, shown: int = 0
+    data: Windowed,
+    systems: Sequence[System],
+    methods: Mapping[str, Draw],
+    seed: int,
+    *,
+    shown: int = 0,
+    progress: bool = False,
 ) -> dict[str, dict[str, Filled]]:
     """System -> method -> figures.
 
@@ -110,14 +117,17 @@ def compare(
         methods: name -> a model or a simple way, of one or more sample paths.
         seed: of the draws.
         shown: windows whose samples are kept for pictures.
+        progress: whether to show a bar.
     """
-    return {
-        system.name: {name: measure(data, system.target, draw, seed, shown) for name, draw in methods.items()}
-        for system in systems
-    }
+    total = len(systems) * len(methods) * len(data.values)
+    with tqdm(total=total, unit="window", disable=not progress, dynamic_ncols=True) as bar:
+        return {
+            system.name: {name: measure(data, system.target, draw, seed, shown, bar) for name, draw in methods.items()}
+            for system in systems
+        }
 
 
-def measure(data: Windowed, target: Tensor, draw: Draw, seed: int, shown: int) -> Filled:
+def measure(data: Windowed, target: Tensor, draw: Draw, seed: int, shown: int, bar: tqdm[NoReturn]) -> Filled:
     """One method's figures on one system, windows in groups that memory holds."""
     known = data.seen & ~target
     rates = missing_rate(known)
@@ -136,6 +146,7 @@ def measure(data: Windowed, target: Tensor, draw: Draw, seed: int, shown: int) -
         if first < shown:
             kept.append(samples[:, : shown - first])
         first += len(samples[0])
+        bar.update(len(samples[0]))
         group = max(1, ELEMENTS // max(1, samples[:, 0].size))
     whole = np.concatenate(kept, 1) if kept else np.empty((count, 0, *given.shape[1:]))
     return Filled(scores.figures(), began / (len(given) * count), whole)

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from ..core.downloads import data_folder
 from ..core.errors import ArgumentError, DataError
+from ..core.wording import counted
 from .checks import TABLES
 from .frames import read_file
 from .scaling import Level, constants, fit_scale
@@ -226,6 +227,7 @@ def load(
     stride: int | None = None,
     level: Level | None = None,
     data_root: str | os.PathLike[str] | None = None,
+    carry: Sequence[str] = (),
     day_first: bool | None = None,
 ) -> Windows:
     """A data set by name (`NAMES`), or the user's own files; the normalisation is that of its training part.
@@ -239,16 +241,22 @@ def load(
         level: of the normalisation, see `scaling`; default: that of the set.
         data_root: where the named sets lie or are downloaded to; default: environment variable POLYDIFF_DATA, else
             `~/.cache/polydiff`. Files already there are only read.
+        carry: columns of files that are no features.
         day_first: see `frames.read`; of own files.
 
     Raises:
-        DataError: names the file, set or column at fault, and the way out. ArgumentError: split, window or stride.
+        DataError: names the file, set or column at fault, and the way out. ArgumentError: one that cannot be used.
     """
     if split not in SPLITS:
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
     label = os.fspath(source)
     named = NAMES.get(label)
-    found = named(data_folder(data_root)) if named is not None else own(Path(source).expanduser(), day_first)
+    if named is not None and carry:
+        raise ArgumentError("carry", list(carry), f"nothing: {label} has features alone")
+    if named is not None:
+        found = named(data_folder(data_root))
+    else:
+        found = own(Path(source).expanduser(), carry=carry, day_first=day_first)
     window = found.window if window is None else window
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ArgumentError("window", window, "a positive number of rows")
@@ -273,7 +281,7 @@ def load(
     )
 
 
-def own(path: Path, day_first: bool | None = None) -> Source:
+def own(path: Path, *, carry: Sequence[str] = (), day_first: bool | None = None) -> Source:
     """The user's own file, or the files of a folder in the order of their names, each split by time 70 / 15 / 15 %.
 
     Raises:
@@ -287,7 +295,7 @@ def own(path: Path, day_first: bool | None = None) -> Source:
         files = [path]
     else:
         raise DataError(f"{path}: neither a data set ({', '.join(NAMES)}) nor a file or folder of {', '.join(TABLES)}")
-    series = [one for file in files for one in read_file(file, day_first=day_first).series]
+    series = [one for file in files for one in read_file(file, keep=carry, day_first=day_first).series]
     if odd := next((one for one in series if one.names != series[0].names), None):
         raise DataError(f"{path}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")
     cuts = [by_share(one, train=0.7, valid=0.15) for one in series]
@@ -295,5 +303,5 @@ def own(path: Path, day_first: bool | None = None) -> Source:
         split: tuple(part for cut in cuts for part in cut[split] if len(part)) for split in SPLITS
     }
     if not parts["train"]:
-        raise DataError(f"{path}: {max(map(len, series))} rows, too few to train on")
+        raise DataError(f"{path}: {counted(max(map(len, series)), 'row')}, too few to train on")
     return Source(path.name, series[0].names, parts, window=WINDOW)

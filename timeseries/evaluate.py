@@ -46,7 +46,7 @@ def main(options: Evaluate) -> None:
     """Draw, measure, print and write."""
     pipeline = load_model(options.model)
     data, name = windows_of(pipeline, options)
-    print(f"{options.model} on {name}: {len(data.values)} windows", flush=True)
+    print(f"{options.model} on {name}: {counted(len(data.values), 'window')}", flush=True)
     make_folder(options.out)
     save(options.out / CONFIG_NAME, "evaluate", "timeseries", options)
     results, systems, found = evaluate(pipeline, data, name, options)
@@ -73,6 +73,7 @@ def windows_of(pipeline: ImputationPipeline, options: Evaluate) -> tuple[Windowe
         level=config.level,
         data_root=options.data_root,
         day_first=trained.day_first,
+        carry=trained.carry,
     )
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the {len(config.features)} features that the model knows: "
@@ -117,7 +118,8 @@ def evaluate(
         ArgumentError: nothing can be hidden so.
     """
     systems = systems_of(data, options, pipeline.config.covariates)
-    found = compare(data, systems, methods_of(pipeline, data, options), options.seed, shown=SHOWN)
+    methods = methods_of(pipeline, data, options)
+    found = compare(data, systems, methods, options.seed, shown=SHOWN, progress=options.progress)
     results: dict[str, Any] = {
         "model": options.model,
         "data": name,

@@ -1,13 +1,14 @@
-"""A model of the user's own series: sizes and length of training chosen by the data, about a minute on two cores.
+"""A model of the user's own series: sizes and length of training chosen by the data alone.
 
     window   the whole length of many short series; else `data.WINDOW` rows, less where a long series has few
     level    "window" where the rows of a window vary much less among themselves than the series does: it drifts
     network  wider where there are more cells to learn from
-    steps    as many as take a minute, and no more than the data can use
+    steps    fewer where each costs more: on two cores of today, minutes at the most
     targets  random cells, rectangles and futures in turn, and the gaps of the data themselves where there are some
 
 A share of the observed cells is held out of all training, and judged by afterwards: mean absolute error of the median,
-and how many of them a 90 % interval covers.
+and how many of them a 90 % interval covers. Few paths and cells are enough to say whether a model is of use; `evaluate`
+measures it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .scaling import Level, window_level
 from .series import Series
 from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, typical, whole
 
-__all__ = ["Fitted", "fitted", "judged", "level_for", "options_for", "strategy_for", "window_for"]
+__all__ = ["JUDGES", "Fitted", "fitted", "judged", "level_for", "options_for", "strategy_for", "window_for"]
 
 MANY = 8
 """So many series are a set of short ones."""
@@ -47,8 +48,10 @@ MOST_WINDOWS = 4000
 """Overlapping windows to train on."""
 LEAST_HELD = 200
 """Observed cells below which none is held out."""
-JUDGED = 4096
+JUDGED = 1024
 """Cells of the rows that are imputed to judge the model."""
+JUDGES = 19
+"""Sample paths to judge by: the truth lies between the lowest and the highest of so many in 18 cases of 20."""
 SECONDS = 60.0
 """Of training."""
 SPEED, OVERHEAD = 8e6, 0.015
@@ -84,6 +87,7 @@ def fitted(
     options: TrainingOptions | None = None,
     held_out_share: float = 0.05,
     folder: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     seed: int = 0,
 ) -> Fitted:
     """Train a model on series; see the module for what is chosen where None is given.
@@ -97,7 +101,8 @@ def fitted(
         network: of the model; a CSDI network comes with its schedule and reading.
         options: of the training loop.
         held_out_share: of the observed cells, in [0, 1); 0 for none.
-        folder: of the run; it is kept there. A temporary one by default.
+        folder: of the run; it is kept there. A temporary one by default, of which an interruption leaves nothing.
+        resume: go on with the run in `folder`, begun by the same call; begin where there is none.
         seed: of weights, held-out cells and, unless `options` says otherwise, training.
 
     Raises:
@@ -154,7 +159,8 @@ def fitted(
         level=window_level if level == "window" else None,
     )
     with tempfile.TemporaryDirectory() as temporary:
-        trained = train(objective, data, options, folder=temporary if folder is None else Path(folder))
+        place = temporary if folder is None else Path(folder)
+        trained = train(objective, data, options, folder=place, resume=resume, lasting=folder is not None)
     model.denoiser.load_state_dict(trained.average(model.denoiser).state_dict())
     model.to(next(model.denoiser.parameters()).device)  # where training took the denoiser alone
     truth = [np.where(mask, one.values, np.nan) for one, mask in zip(series, held, strict=True)]
@@ -205,7 +211,7 @@ def network_for(series: Sequence[Series]) -> SeriesNetConfig:
 
 
 def options_for(window: int, network: SeriesNetConfig | CSDIConfig, seed: int) -> TrainingOptions:
-    """Steps of sixteen windows for about a minute on two cores; of eight where that would be few steps."""
+    """Steps of sixteen windows, of eight where that would be few; how many depends on sizes, never on the machine."""
     cells = window * network.features * work(network)
     steps, batch = 0, 16
     for batch in (16, 8):
@@ -269,11 +275,12 @@ def judged(
     error, inside, count = 0.0, 0, 0
     scale = np.nanstd(np.concatenate([one.values for one in shown]), axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    rows = max(1, JUDGED // shown[0].values.shape[1])
+    rows = max(WINDOW, JUDGED // shown[0].values.shape[1])
     cut = [(shown[i].cut(max(0, len(shown[i]) - rows), len(shown[i])), held[i][-rows:]) for i in chosen]
     for (_, truth), samples in zip(cut, draw([one for one, _ in cut]), strict=True):
         place = ~np.isnan(truth)
-        low, middle, high = np.quantile(samples.numpy()[:, place], (0.05, 0.5, 0.95), axis=0)
+        # By ranks, so that an interval of few samples is not too narrow.
+        low, middle, high = np.quantile(samples.numpy()[:, place], (0.05, 0.5, 0.95), axis=0, method="weibull")
         error += float((np.abs(middle - truth[place]) / np.broadcast_to(scale, truth.shape)[place]).sum())
         inside += int(((low <= truth[place]) & (truth[place] <= high)).sum())
         count += int(place.sum())

@@ -42,7 +42,9 @@ def trained_with(model: str, data: str | None, names: tuple[str, ...]) -> Train:
     if (kept.parent / "model").is_dir() and kept.is_file():
         found = load_options(kept, "train", "timeseries", Train)
     if data is not None:
-        return Train(data=data) if found is None or found.data != data else found
+        if found is None or data in names:
+            return Train(data=data)
+        return found if found.data == data else Train(data=data, carry=found.carry)
     if found is not None:
         return found
     if model in names:

@@ -94,6 +94,8 @@ class Train:
     features; forecast, the last rows."""
     horizon: Count | None = None
     """Rows of --targets forecast; None for any number up to half a window."""
+    carry: tuple[str, ...] = ()
+    """Columns of files that are no series, such as a name or a remark: they are left out."""
     covariates: tuple[str, ...] = ()
     """Features whose future is known when one forecasts, such as a calendar or a planned price: never hidden."""
     level: LevelName | None = None
@@ -128,9 +130,11 @@ class Fitting:
     level: LevelName | None = None
     """What is taken off a column: its mean (series), or each window's own besides (window); None for what suits."""
     fit_steps: Steps | None = None
-    """Training steps; None for about a minute's worth on two cores."""
+    """Training steps; None for a number that suits the file."""
+    judge: bool = True
+    """Hold some cells out of training, and tell how well the model fills them."""
     keep: Path | None = None
-    """Keep the fitted model in this folder, for --model the next time."""
+    """Keep the fitted model in this folder, for --model the next time; an interrupted fit goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ class Sample:
     """Fill the gaps of a table, and forecast; observed values stay exactly as they are.
 
     Writes the rows and columns that came, their empty cells filled, and beside them a column `name@0.05` for each of
-    --quantiles. Without --model a model is fitted to the table first, which takes about a minute.
+    --quantiles. Without --model a model is fitted to the table first.
     """
 
     input: tyro.conf.Positional[Path | None] = None
@@ -226,6 +230,8 @@ class Evaluate:
     """How the steps are spaced in time; None for the default. A calibrated solver has its own grid."""
     precision: Literal["no", "bf16"] = "no"
     """bf16 runs the network in bfloat16 autocast."""
+    progress: bool = True
+    """Show a progress bar."""
     seed: Seed = 0
     """Decides every random choice."""
     out: Path = Path("runs/evaluation")
@@ -258,6 +264,8 @@ class Calibrate:
     """Steps of the fine solution, four network calls each."""
     batch_size: Annotated[int, Range(1, 2**20)] = 64
     """Windows that pass through the network at once."""
+    progress: bool = True
+    """Show a progress bar."""
     seed: Seed = 0
     """Decides which windows and cells, and the noise."""
     config: Annotated[Path | None, Invocation()] = None

@@ -32,7 +32,7 @@ from ..core.pipeline import Card, Pipeline
 from .csdi import CSDIConfig
 from .drawing import DEFAULT_SAMPLER, Drawing, How, snapped
 from .filling import Plan, fill
-from .fitting import fitted, judged
+from .fitting import JUDGES, fitted, judged
 from .forecasting import prolonged
 from .model import SeriesConfig, SeriesModel, kernel_of
 from .network import SeriesNetConfig
@@ -135,9 +135,10 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         network: SeriesNetConfig | CSDIConfig | None = None,
         held_out_share: float = 0.05,
         folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
         seed: int = 0,
     ) -> Self:
-        """Train a model on X, in about a minute on two cores by default; see `fitting.fitted`.
+        """Train a model on X, for minutes at most on two cores by default, and judge it; see `fitting.fitted`.
 
         Args:
             X: see the module; NaN = missing.
@@ -149,16 +150,17 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
             network: sizes; None for what suits the data.
             held_out_share: of the observed cells, by which the model is judged, see `validation`; 0 for none.
             folder: of the run, to be looked at or resumed; a temporary one by default.
+            resume: go on with the run in `folder`, if there is one.
             seed: of everything random.
         """
         found = fitted(
             taken(X).series, window=window, level=level, covariates=tuple(covariates), strategy=strategy,
-            options=options, network=network, held_out_share=held_out_share, folder=folder, seed=seed,
+            options=options, network=network, held_out_share=held_out_share, folder=folder, resume=resume, seed=seed,
         )  # fmt: skip
         self.__init__(found.config, found.model)
 
         def draw(series: Sequence[Series]) -> Iterator[Tensor]:
-            return self.drawn(series, DEFAULT_COUNT, Drawing(seed=seed))
+            return self.drawn(series, JUDGES, Drawing(seed=seed))
 
         self.validation = judged(draw, found.shown, found.held)
         return self

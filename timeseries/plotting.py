@@ -9,14 +9,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from ..core.errors import ArgumentError
+
+if TYPE_CHECKING:  # it takes a second to load, which only pictures are to pay for
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["calibration", "png", "series"]
 
@@ -71,6 +73,8 @@ def series(
     shown = min(count, most)
     across = 1 if shown == 1 else 2 if shown <= 8 else 3
     down = math.ceil(shown / across)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 2.6 if down == 1 else 0.6 + 1.6 * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True).ravel()
     for k, axes in enumerate(panels[:shown]):
@@ -117,6 +121,8 @@ def calibration(found: Mapping[str, Mapping[str, Any]]) -> Figure:
     for name, one in found.items():
         if not one["cells"]:
             raise ArgumentError(f"found[{name!r}]", one["cells"], "figures of one cell or more")
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for i, (name, one) in enumerate(found.items()):

@@ -11,8 +11,8 @@ what a cell is filled with is the median, mean or quantile of its own samples, w
 from __future__ import annotations
 
 import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -26,16 +26,14 @@ from tqdm.auto import tqdm
 from ..core.commands import run
 from ..core.errors import ArgumentError, DataError
 from ..core.files import write_atomically
-from ..core.pipeline import Card
+from ..core.runs import make_folder
 from ..core.wording import counted
 from . import plotting
-from .checks import place_of, source
+from .checks import READ, flags, place_of, source
 from .drawing import Drawing
 from .evaluate import how, used
 from .filling import Window, fill
-from .fitting import network_for, options_for, window_for
 from .frames import Reading, read_file
-from .loading import device, load_model
 from .options import Sample
 from .pipeline import ImputationPipeline
 from .series import Series
@@ -43,9 +41,10 @@ from .stamps import following, span
 from .stitching import Paths, ahead, interleaved
 from .stitching import run as run_passes
 from .summaries import quantiles_of, summary_of
-from .tables import taken
+from .table_model import model_for
+from .tables import Taken, taken
 
-__all__ = ["Stretch", "main", "model_for", "stretches", "summaries"]
+__all__ = ["Stretch", "main", "stretches", "summaries"]
 
 HELD = 1 << 26
 """Numbers of samples in memory at once: half a gigabyte."""
@@ -79,10 +78,13 @@ def main(options: Sample) -> None:
         + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
+    for path in (place_of(options), options.plot):
+        if path is not None:  # before anything that takes long
+            make_folder(path.absolute().parent)
     pipeline = model_for(reading, options)
-    print(f"{options.samples} sample paths by {used(pipeline, options)}", flush=True)
-    table = taken(reading, pipeline.config.features, pipeline.config.step, str(options.input))
+    table = table_for(pipeline, reading, options)
     check_future(pipeline, options)
+    print(f"{options.samples} sample paths by {used(pipeline, options)}", flush=True)
     levels = sorted({0.05, 0.25, 0.5, 0.75, 0.95, *options.quantiles}) if options.plot else sorted(options.quantiles)
     found = table.theirs(summaries(pipeline, table.series[0], options, levels))  # the table's columns from here on
     length, point, bands = len(series), found[0], dict(zip(levels, found[1:], strict=True))
@@ -106,45 +108,24 @@ def reading_of(options: Sample) -> Reading:
     Raises:
         DataError: naming the file, and the column and row at fault.
     """
-    try:
+    with flags(READ):
         return read_file(source(options), keep=options.carry, time=options.time_column, day_first=options.day_first)
-    except DataError as error:  # the hint of the library is an argument in Python
-        raise DataError(
-            str(error).replace("name columns to carry along in keep", "--carry keeps a column as it is")
-        ) from error
 
 
-def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
-    """The model that the options name, or one that is fitted to the table now, and perhaps kept."""
-    if options.model is not None:
-        return load_model(options.model)
-    fitting, (series,) = options.fitting, reading.series
-    if len(series) < 2 or not np.isfinite(series.values).any():
-        raise DataError(f"{options.input}: {len(series)} rows, too little to fit a model to; name one by --model")
-    print("fitting a model to the table, which takes about a minute; --keep FOLDER keeps it", flush=True)
-    window = window_for([series]) if fitting.window is None else fitting.window
-    settings = replace(options_for(window, network_for([series]), options.seed), progress=options.progress)
-    if fitting.fit_steps is not None:
-        settings = replace(settings, steps=fitting.fit_steps, warmup=min(settings.warmup, fitting.fit_steps))
-    pipeline = ImputationPipeline().fit(
-        reading, window=window, level=fitting.level, options=settings, seed=options.seed
-    )
-    pipeline.to(device())
-    for name, value in pipeline.validation.items():
-        print(f"{name}: {value:.4g}")
-    if fitting.keep is not None:
-        card = Card(
-            title=f"Time series like {source(options).name}",
-            summary=f"Fills gaps of {len(series.names)} columns, in windows of {pipeline.config.window} rows.",
-            data=f"{source(options).name}, {len(series)} rows",
-            seed=options.seed,
-            figures=pipeline.validation,
-            limits="Knows this one table: its columns, its units, its spacing in time.",
-            tags=("diffusion", "time-series"),
-        )
-        pipeline.save_pretrained(fitting.keep, card=card)
-        print(f"model kept in {fitting.keep}: use it by --model {fitting.keep}", flush=True)
-    return pipeline
+def table_for(pipeline: ImputationPipeline, reading: Reading, options: Sample) -> Taken:
+    """The table's columns in the order of the model.
+
+    Raises:
+        ArgumentError, DataError: the table lacks some of them, or has others.
+    """
+    config = pipeline.config
+    try:
+        return taken(reading, config.features, config.step, str(options.input))
+    except ArgumentError as error:
+        odd = [name for name in reading.names if name not in config.features]
+        if not set(config.features) < set(reading.names):
+            raise
+        raise DataError(f"{error}; --carry {shlex.join(odd)} leaves what else there is as it is") from error
 
 
 def check_future(pipeline: ImputationPipeline, options: Sample) -> None:

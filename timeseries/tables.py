@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ArgumentError
+from ..core.wording import counted
 from .frames import Reading, read
 from .series import Series
 from .stamps import following
@@ -129,6 +130,8 @@ def placed(names: Sequence[str], features: Sequence[str], argument: str) -> tupl
         return tuple(names.index(name) for name in features)
     if tuple(features) == nameless:
         return tuple(range(len(names)))
+    if tuple(names) == nameless or all(name == f"feature {k}" for k, name in enumerate(features)):
+        raise ArgumentError(argument, counted(len(names), "column"), f"{len(features)}, as the model has")
     lost = [name for name in features if name not in names]
     odd = [name for name in names if name not in features]
     got = (

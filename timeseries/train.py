@@ -22,8 +22,10 @@ from ..core.runs import check_begun, command_line
 from ..core.training import Trained
 from ..core.training import train as train_objective
 from ..core.wording import counted
+from .checks import READ, flags
 from .csdi import CSDIConfig
 from .data import Windows, load
+from .fitting import MANY
 from .model import SeriesConfig, SeriesModel, kernel_of, times_of
 from .network import SeriesNetConfig
 from .objectives import Imputation
@@ -106,16 +108,28 @@ def train(
 
 
 def data_of(options: Train, split: Split) -> Windows:
-    """The data set that the options name, in windows."""
-    return load(
-        options.data,
-        split,
-        window=options.window,
-        stride=options.stride,
-        level=options.level,
-        data_root=options.data_root,
-        day_first=options.day_first,
-    )
+    """The data set that the options name, in windows.
+
+    Raises:
+        ArgumentError: of few series none fills a window.
+        DataError: see `data.load`.
+    """
+    with flags(READ):
+        data = load(
+            options.data,
+            split,
+            window=options.window,
+            stride=options.stride,
+            level=options.level,
+            data_root=options.data_root,
+            carry=options.carry,
+            day_first=options.day_first,
+        )
+    if split == "train" and options.window is not None and data.ragged and len(data) < MANY:
+        rows = int(data.some(MANY)["present"].sum(1).max())
+        if rows < options.window:
+            raise ArgumentError("--window", options.window, f"at most {rows}, the rows of {data.name}")
+    return data
 
 
 def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, options: Train) -> Imputation:
@@ -192,10 +206,12 @@ def series_config(data: Windows, options: Train) -> SeriesConfig:
         if options.schedule is not None:
             raise ArgumentError("--schedule", options.schedule, "nothing: CSDI's network has a schedule of its own")
         names = {"width": "channels", "blocks": "layers"}
-        network = CSDIConfig(**{names.get(name, name): value for name, value in sizes.items()})
+        with flags({"channels": "--width", "layers": "--blocks", "heads": "--heads", "dropout": "--dropout"}):
+            network = CSDIConfig(**{names.get(name, name): value for name, value in sizes.items()})
         own = {"schedule": "csdi", "conditioning": "index-50", "parametrisation": "eps"}
     else:
-        network = SeriesNetConfig(**sizes)
+        with flags({name: f"--{name}" for name in ("width", "blocks", "heads", "inducing", "dropout")}):
+            network = SeriesNetConfig(**sizes)
     own |= {} if options.schedule is None else {"schedule": options.schedule}
     own |= {} if options.parametrisation is None else {"parametrisation": options.parametrisation}
     return SeriesConfig(

@@ -78,7 +78,7 @@ def test_resume_takes_the_run_as_it_was_begun(tmp_path: Path):
 
 def test_bounds_hold_for_flags(capsys: pytest.CaptureFixture[str]):
     assert fail(None, "--steps", "0") == 2
-    assert capsys.readouterr().err == "polydiff: error: loop.steps: got 0, expected between 1 and 1000\n"
+    assert capsys.readouterr().err == "polydiff: error: --steps: got 0, expected between 1 and 1000\n"
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):

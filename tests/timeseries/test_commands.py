@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,11 @@ import pytest
 import torch
 
 from polydiff.cli.main import main
+from polydiff.timeseries.data import Windows
 from polydiff.timeseries.loading import load_model
+from polydiff.timeseries.options import Train
+from polydiff.timeseries.table_model import counts
+from polydiff.timeseries.train import data_of
 
 SMALL = ["--width", 8, "--blocks", 1, "--window", 16, "--batch-size", 4, "--warmup", 0, "--decay-to", 1]
 SMALL += ["--no-progress", "--cpu"]
@@ -167,11 +174,39 @@ def test_parquet_keeps_its_types(run: Path, tmp_path: Path) -> None:
 def test_without_a_model_one_is_fitted_and_kept(gaps: Path, tmp_path: Path, capsys) -> None:
     words = ["--fit-steps", 3, "--window", 8, "--keep", tmp_path / "kept"]
     assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "a.csv", *DRAWN, *words) == 0
-    assert "--keep" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 training steps, then judging on held-out cells" in said and "use it by --model" in said
     again = ["--model", tmp_path / "kept"]
     assert polydiff("sample", "timeseries", gaps, "-o", tmp_path / "b.csv", *DRAWN, *again) == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert load_model(str(tmp_path / "kept")).config.window == 8
+
+
+def test_an_interrupted_fit_goes_on_where_it_is_kept(gaps: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    words = ["sample", "timeseries", gaps, *DRAWN, "--window", 8, "--no-judge", "--fit-steps", 6]
+    assert polydiff(*words, "-o", tmp_path / "whole.csv", "--keep", tmp_path / "whole") == 0
+    said = capsys.readouterr().out
+    assert "6 training steps" in said and "--fit-steps" in said and "minute" not in said and "held-out" not in said
+    plain, batches = Windows.batch, []
+
+    def batch(self, indices):
+        batches.append(1)
+        if len(batches) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, indices)
+
+    kept = tmp_path / "kept"
+    with monkeypatch.context() as patched:
+        patched.setattr(Windows, "batch", batch)
+        assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept) == 130
+    said = capsys.readouterr().err
+    assert f"of 6; all is saved in {kept / 'run'}" in said and " 6 of 6" not in said
+    assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept, "--seed", 1) == 2
+    assert str(kept / "run") in capsys.readouterr().err
+    assert polydiff(*words, "-o", tmp_path / "o.csv", "--keep", kept) == 0
+    assert (tmp_path / "o.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {path.name for path in kept.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert not (kept / "run").exists()
 
 
 def test_a_table_without_gaps_comes_back(run: Path, tmp_path: Path) -> None:
@@ -181,6 +216,50 @@ def test_a_table_without_gaps_comes_back(run: Path, tmp_path: Path) -> None:
         polydiff("sample", "timeseries", tmp_path / "whole.csv", "-o", tmp_path / "o.csv", "--model", run, *DRAWN) == 0
     )
     assert (tmp_path / "o.csv").read_text() == whole
+
+
+def test_columns_that_are_empty_or_count_can_be_carried(tmp_path: Path, capsys) -> None:
+    rows = [f"{k + 5},{'' if k % 4 == 1 else k % 3},{k % 5 + 0.5}," for k in range(24)]
+    (tmp_path / "in.csv").write_text("\n".join(["id,low,high,snow", *rows, ""]))
+    words = ["sample", "timeseries", tmp_path / "in.csv", "-o", tmp_path / "o.csv", *DRAWN, "--fit-steps", 1]
+    assert polydiff(*words, "--window", 8, "--no-judge", "--carry", "snow") == 0
+    assert "column 'id' looks like a counter; --carry id leaves it as it is" in (said := capsys.readouterr().out)
+    assert said.count("counter") == 1
+    assert polydiff(*words, "--window", 8, "--no-judge", "--carry", "snow", "id") == 0
+    assert "counter" not in capsys.readouterr().out
+    before, after = cells(tmp_path / "in.csv"), cells(tmp_path / "o.csv")
+    assert [(row[0], row[3]) for row in after] == [(row[0], row[3]) for row in before]
+    assert all(row[1] for row in after)
+
+
+def test_what_looks_like_a_counter() -> None:
+    assert counts(np.array([3.0, 5.0, 7.0])) and counts(np.array([2.0, 1.0, 0.0]))
+    for values in ([1, 1, 1], [0.5, 1.5, 2.5], [1, 2, 4], [1, np.nan, 3], [1, 2]):
+        assert not counts(np.array(values, dtype=float))
+
+
+def test_columns_of_text_are_left_out_of_training(tmp_path: Path, capsys) -> None:
+    frame = table()
+    frame["remark"] = "ok"
+    frame.to_csv(tmp_path / "remarks.csv", index=False)
+    run = trained(tmp_path / "run", "--data", tmp_path / "remarks.csv", "--carry", "remark")
+    assert load_model(str(run)).config.features == ("low", "high")
+    words = ["--windows", 2, "--samples", 2, "--rates", 0.5, "--steps", 1, "--no-progress"]
+    capsys.readouterr()
+    assert polydiff("evaluate", "timeseries", "--model", run, *words, "--out", tmp_path / "found") == 0
+    assert "window/s" not in capsys.readouterr().err
+
+
+def test_short_series_may_be_shorter_than_a_window(tmp_path: Path) -> None:
+    for k in range(8):
+        table(20 + k).drop(columns="day").to_csv(tmp_path / f"{k}.csv", index=False)
+    data = data_of(Train(data=str(tmp_path), window=32), "train")
+    assert len(data) == 8 and data.ragged
+
+
+def test_pictures_alone_load_their_library() -> None:
+    code = "import sys, polydiff.timeseries.sample; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_one_row_and_columns_in_another_order_are_filled(run: Path, tmp_path: Path) -> None:
@@ -195,7 +274,7 @@ def test_one_row_and_columns_in_another_order_are_filled(run: Path, tmp_path: Pa
 def test_calibrated_solvers_are_kept_and_used(run: Path, gaps: Path, tmp_path: Path, capsys) -> None:
     folder = load_model(str(run)).save_pretrained(tmp_path / "model")
     words = ["calibrate", "timeseries", "--model", folder, "--calls", 2, "--count", 8, "--fine", 10]
-    words += ["--iterations", 1, "--batch-size", 5]
+    words += ["--iterations", 1, "--batch-size", 5, "--no-progress"]
     assert polydiff(*words) == 2
     assert "--data" in capsys.readouterr().err
     assert polydiff(*words, "--data", gaps) == 0
@@ -217,7 +296,14 @@ def test_calibrated_solvers_are_kept_and_used(run: Path, gaps: Path, tmp_path: P
         (["train", "--network", "csdi", "--inducing", 3], "--inducing"),
         (["train", "--network", "csdi", "--schedule", "linear"], "--schedule"),
         (["train", "--data", "elnino", "--targets", "historical"], "no gaps"),
-        (["train", "--heads", 3, "--width", 8], "heads"),
+        (["train", "--heads", 3, "--width", 8], "--heads: got 3"),
+        (["train", "--width", 6, "--network", "csdi"], "--heads: got 8"),
+        (["train", "--width", 1], "--width: got 1"),
+        (["train", "--data", "FOLDER/named.csv"], "--carry keeps"),
+        (["train", "--data", "FOLDER/named.csv", "--carry", "nope"], "--carry: got 'nope'"),
+        (["train", "--data", "co2", "--carry", "co2"], "--carry"),
+        (["train", "--data", "FOLDER/short.csv", "--window", 8], "--window: got 8, expected at most 6"),
+        (["train", "--data", "FOLDER/one.csv"], "1 row, too few"),
         (["train", "--resume"], "--resume"),
         (["sample", "--model", "RUN"], "input"),
         (["sample", "/nowhere/at/all.csv", "--model", "RUN"], "nowhere"),
@@ -227,11 +313,19 @@ def test_calibrated_solvers_are_kept_and_used(run: Path, gaps: Path, tmp_path: P
         (["sample", "FOLDER/twice.csv", "--model", "RUN"], "rows 1 and 2 have the same time stamp"),
         (["sample", "FOLDER/unsorted.csv", "--model", "RUN"], "row 2"),
         (["sample", "FOLDER/other.csv", "--model", "RUN"], "without high"),
-        (["sample", "FOLDER/empty.csv"], "'low'"),
-        (["sample", "FOLDER/one.csv"], "--model"),
+        (["sample", "FOLDER/other.csv", "--model", "RUN"], "with higher"),
+        (["sample", "FOLDER/more.csv", "--model", "RUN"], "--carry 'number of' leaves"),
+        (["sample", "FOLDER/empty.csv"], "empty.csv: column 'low' is empty; --carry low leaves it as it is"),
+        (["sample", "FOLDER/one.csv"], "1 row, too little"),
+        (["sample", "FOLDER/good.csv", "--window", 3], "--window: got 3, expected at most 2"),
+        (["sample", "FOLDER/good.csv", "--time-column", "when"], "--time-column: got 'when'"),
+        (["sample", "FOLDER/good.csv", "--carry", "nope"], "--carry: got 'nope'"),
+        (["sample", "FOLDER/good.csv", "--horizon", -1], "--horizon: got -1"),
+        (["sample", "FOLDER/good.csv", "-o", "/proc/nowhere/out.csv"], "/proc/nowhere"),
+        (["sample", "FOLDER/good.csv", "--plot", "/proc/nowhere/out.png"], "/proc/nowhere"),
         (["sample", "FOLDER/good.csv", "--model", "RUN", "--window", 8], "--window"),
         (["sample", "FOLDER/good.csv", "--model", "RUN", "--quantiles", 0.5, 0.5], "--quantiles"),
-        (["sample", "FOLDER/good.csv", "--model", "RUN", "--quantiles", 1.5], "quantiles"),
+        (["sample", "FOLDER/good.csv", "--model", "RUN", "--quantiles", 1.5], "--quantiles: got 1.5"),
         (["sample", "FOLDER/good.csv", "--model", "RUN", "--plot", "a.gif"], "--plot"),
         (["sample", "FOLDER/good.csv", "--model", "RUN", "--out", "a.parquet"], "--out"),
         (["sample", "FOLDER/good.csv", "--model", "RUN", "--out", "FOLDER/good.csv"], "--out"),
@@ -253,14 +347,18 @@ def test_bad_input_is_one_line(words: list[object], said: str, run: Path, tmp_pa
         "other": "low,higher\n1,2\n",
         "empty": "low,high\n,2\n,3\n,4\n",
         "one": "low,high\n,2\n",
+        "named": "low,name\n1,a\n2,b\n",
+        "more": "low,number of,high\n1,3,2\n,4,3\n",
+        "short": "low,high\n" + "1,2\n3,4\n" * 4 + "5,6\n",
     }.items():
         (tmp_path / (name if "." in name else f"{name}.csv")).write_text(text)
     words = [run if word == "RUN" else str(word).replace("FOLDER", str(tmp_path)) for word in words]
-    out = [] if words[0] == "calibrate" or "--out" in words else ["--out", tmp_path / "out"]
+    out = [] if words[0] == "calibrate" or {"--out", "-o"} & {*words} else ["--out", tmp_path / "out"]
     if words[0] == "sample" and out:
         out = ["--out", tmp_path / "out.csv"]
     assert polydiff(words[0], "timeseries", *words[1:], *out) == 2
-    error = capsys.readouterr().err
+    told, error = capsys.readouterr()
+    assert "fitting" not in told and "sample paths" not in told
     assert said in error
     assert error.startswith("polydiff: error: ")
     assert error.count("\n") == 1

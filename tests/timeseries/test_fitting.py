@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from polydiff.core.errors import ArgumentError
+from polydiff.core.interruption import Interrupted
 from polydiff.core.options import TrainingOptions
 from polydiff.timeseries.data import WINDOW, Windows
 from polydiff.timeseries.fitting import (
+    JUDGES,
     fitted,
     hidden,
     judged,
@@ -246,3 +249,69 @@ def test_what_cannot_be_fitted():
     with pytest.raises(ArgumentError, match="held_out_share"):
         pipeline.fit(WAVES, held_out_share=1.0, options=SHORT)
     assert not pipeline.is_fitted
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Training gets a signal as soon as it asks for the batch after so many."""
+    plain, asked = Windows.batch, []
+
+    def batch(self: Windows, indices: Any) -> Any:
+        if len(indices) == SHORT.batch_size:
+            asked.append(1)
+            if len(asked) == after + 1:
+                signal.raise_signal(signal.SIGTERM)
+        return plain(self, indices)
+
+    monkeypatch.setattr(Windows, "batch", batch)
+
+
+def test_an_interruption_tells_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    one = series(WAVES)
+    whole = fitted([one], window=12, network=small(2), options=SHORT)
+    for folder, said in ((None, "; nothing is kept\n"), (tmp_path / "run", f"saved in {tmp_path / 'run'}: resume it")):
+        with monkeypatch.context() as patched:
+            stopped(patched, 1)
+            with pytest.raises(Interrupted):
+                fitted([one], window=12, network=small(2), options=SHORT, folder=folder, resume=folder is not None)
+        assert said in capfd.readouterr().err
+    resumed = fitted([one], window=12, network=small(2), options=SHORT, folder=tmp_path / "run", resume=True)
+    same = resumed.model.state_dict()
+    assert all(torch.equal(same[name], value) for name, value in whole.model.state_dict().items())
+
+
+def test_intervals_of_the_judges_are_not_too_narrow():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(1, 20_000))
+    shown = [series(np.concatenate([np.full((1, 20_000), np.nan), rng.normal(size=(2, 20_000))]))]
+    held = [np.concatenate([truth, np.full((2, 20_000), np.nan)])]
+
+    def draw(chosen: Any) -> list[Tensor]:
+        return [torch.from_numpy(rng.normal(size=(JUDGES, 3, 20_000)))]
+
+    found = judged(draw, shown, held)["coverage of 90 %"]
+    assert abs(found - 0.9) < 4 * (0.09 / 20_000) ** 0.5
+
+
+def test_few_rows_and_paths_are_drawn_to_judge():
+    asked: list[Any] = []
+
+    def draw(chosen: Any) -> list[Tensor]:
+        asked.extend(len(one) for one in chosen)
+        return [torch.zeros(3, len(one), 4, dtype=torch.float64) for one in chosen]
+
+    one = series(np.zeros((3000, 4)))
+    judged(draw, [one], [np.zeros((3000, 4))])
+    assert asked == [256]
+    judged(draw, [one] * 3, [np.zeros((3000, 4))] * 3)
+    assert asked[1:] == [256]
+    wide = series(np.zeros((3000, 400)))
+    held = [np.full((3000, 400), np.nan)]
+    held[0][-1] = 0.0
+    lengths: list[int] = []
+
+    def draw_wide(chosen: Any) -> list[Tensor]:
+        lengths.append(len(chosen[0]))
+        return [torch.zeros(3, lengths[-1], 400, dtype=torch.float64)]
+
+    assert judged(draw_wide, [wide], held)["held-out cells"] == 400
+    assert lengths == [WINDOW]  # its context

@@ -430,6 +430,8 @@ def test_quantiles_that_are_none(q: Any):
 def test_input_that_cannot_be_used():
     with pytest.raises(ArgumentError, match="features"):
         RANDOM.impute(X[..., :1])
+    with pytest.raises(ArgumentError, match=r"X: got '3 columns', expected 2, as the model has"):
+        RANDOM.impute(np.zeros((4, 3)))
     with pytest.raises(ArgumentError, match="without b.*with c"):
         random_pipeline(names=("a", "b")).impute(pd.DataFrame({"a": [1.0], "c": [np.nan]}))
     with pytest.raises(DataError, match="inf"):
