@@ -108,7 +108,7 @@ def span(index: pd.Index | None, step: float) -> str:
         index: of L >= 1 rows.
         step: in seconds, 0 if unknown.
     """
-    if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+    if index is None or not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
         return ""
     ends = [one.to_timestamp() if isinstance(one, pd.Period) else one for one in (index[0], index[-1])]
     days = [one.strftime("%Y-%m-%d") for one in ends]
