@@ -1,21 +1,22 @@
 """CSV whose text is kept, so that a file comes back byte for byte but for the cells that were written.
 
 The form is RFC 4180's, with any of four separators: cells may be quoted, quotes in them doubled, and then hold
-separators and line ends. Numbers are written with the fewest digits that give back the same float64.
+separators and line ends. Decimals have a point or, between semicolons and tabs, a comma; cells that are written have
+the same mark, and at most two decimals more than their column.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.errors import DataError
 
-__all__ = ["MISSING", "Grid", "numbers", "parse", "print_grid"]
+__all__ = ["MISSING", "Form", "Grid", "forms", "numbers", "parse", "print_grid", "with_points"]
 
 MISSING = frozenset(
     {"", "na", "n/a", "#n/a", "nan", "-nan", "null", "none", "<na>", "nat", "?", "-"}
@@ -23,6 +24,10 @@ MISSING = frozenset(
 """Cells that say that a number is missing, in any case and between any blanks."""
 
 _SEPARATORS = (",", ";", "\t", "|")
+_COMMA_BESIDE = (";", "\t")
+_COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[-+]?(?:\d+|\d*[.,](\d*))(?:[eE]([-+]?\d{1,4}))?\s*")
+_MOST_DECIMALS = 323  # of the smallest float64
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def parse(data: bytes, label: str, *, tab: bool = False) -> Grid:
         raise DataError(f"{label}: empty")
     heading, rows = records[0], records[1:]
     names = [_plain(cell).strip() for cell in heading]
-    if all(_is_number(name) for name in names) and names != [str(k) for k in range(len(names))]:
+    if all(_is_number(name.replace(",", ".")) for name in names) and names != [str(k) for k in range(len(names))]:
         raise DataError(f"{label}: the first line is {', '.join(names[:5])}, expected the names of the columns")
     if not rows:
         raise DataError(f"{label}: a heading and no rows")
@@ -101,7 +106,57 @@ def parse(data: bytes, label: str, *, tab: bool = False) -> Grid:
     return Grid(head, heading, rows, ends, tail, separator)
 
 
-def numbers(cells: Sequence[str], label: str) -> np.ndarray:
+@dataclass(frozen=True)
+class Form:
+    """How the numbers of a column are written.
+
+    Attributes:
+        decimal: mark of the decimals, a point or a comma.
+        decimals: the most of any cell; None where there is no number.
+    """
+
+    decimal: str
+    decimals: int | None
+
+    def with_point(self, cell: str) -> str:
+        """A cell with a decimal point; one that has a point beside decimal commas, as of thousands, stays no number."""
+        if self.decimal == ".":
+            return cell
+        return cell.replace(",", ".") if "." not in cell else cell.replace(".", ",")
+
+    def text(self, value: float) -> str:
+        """A number with two decimals more than the column has, which is as much as a summary of samples says.
+
+        With the fewest digits that tell it from its neighbours; all of them where the column has no number.
+        """
+        if self.decimals is not None:
+            value = round(value, min(self.decimals + 2, _MOST_DECIMALS)) + 0.0  # no minus zero
+        return repr(value).replace(".", self.decimal)
+
+
+def forms(columns: Sequence[Sequence[str]], separator: str) -> list[Form]:
+    """How the numbers of columns of values are written: all with a comma if one cell is, else with a point.
+
+    Decimal commas are only looked for where the separator of cells leaves them: between semicolons and tabs.
+    """
+    comma = separator in _COMMA_BESIDE and any(_COMMA.fullmatch(cell) for cells in columns for cell in cells)
+    made = []
+    for cells in columns:
+        found = [one for cell in cells if (one := _NUMBER.fullmatch(cell)) is not None]
+        most = max((len(one[1] or "") - int(one[2] or 0) for one in found), default=None)
+        made.append(Form("," if comma else ".", None if most is None else max(0, most)))
+    return made
+
+
+def with_points(cells: Sequence[str], separator: str) -> list[str]:
+    """The cells of any column: with decimal points if they are numbers with decimal commas throughout, else as is."""
+    (form,) = forms([cells], separator)
+    if form.decimal == "," and all(_NUMBER.fullmatch(cell) and "." not in cell for cell in cells if cell.strip()):
+        return [form.with_point(cell) for cell in cells]
+    return list(cells)
+
+
+def numbers(cells: Sequence[str], label: str, form: Form = Form(".", None)) -> np.ndarray:
     """Cells as float64 (L,), NaN = missing.
 
     Raises:
@@ -109,16 +164,21 @@ def numbers(cells: Sequence[str], label: str) -> np.ndarray:
     """
     values = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
+        plain = form.with_point(cell)
         try:
-            values[row] = float(cell)
+            values[row] = float(plain)
         except ValueError:
             values[row] = np.nan if cell.strip().lower() in MISSING else np.inf
         if "_" in cell or values[row] in (np.inf, -np.inf):
-            if _is_number(cell):
+            if _is_number(plain):
                 raise DataError(f"{label}, row {row + 1}: {cell.strip()[:40]}; values must be finite, or missing")
-            comma = "; decimals need a point" if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", cell) else ""
+            hint = ""
+            if form.decimal == "," and re.fullmatch(r"\s*[-+]?[\d.,]+\s*", cell):
+                hint = "; with decimal commas there can be no points or separators of thousands"
+            elif _COMMA.fullmatch(cell):
+                hint = "; decimals need a point"
             raise DataError(
-                f"{label}, row {row + 1}: {cell[:40]!r} is no number{comma}; name columns to carry along in keep"
+                f"{label}, row {row + 1}: {cell[:40]!r} is no number{hint}; name columns to carry along in keep"
             )
     return values
 
@@ -127,6 +187,7 @@ def print_grid(
     grid: Grid,
     written: Sequence[tuple[int, np.ndarray, np.ndarray]],
     more: Sequence[tuple[str, int, np.ndarray, np.ndarray]],
+    forms: Mapping[int, Form],
     ahead: Sequence[Sequence[str]] = (),
 ) -> bytes:
     """Put a file together again.
@@ -136,19 +197,20 @@ def print_grid(
         written: (column, which rows, values): cells to write.
         more: (name, column it is about, which rows are missing there, values): columns after the last; rows that are
             not missing repeat that column's text.
+        forms: of these columns.
         ahead: cells of rows after the last, as many as in the heading.
     """
     rows = [list(row) for row in grid.rows]
     for column, which, values in written:
         for row in np.flatnonzero(which).tolist():
-            rows[row][column] = repr(float(values[row]))
+            rows[row][column] = forms[column].text(float(values[row]))
     heading = list(grid.heading)
     last = len(rows)
     rows += [list(cells) for cells in ahead]
     for name, column, missing, values in more:
         heading.append(_quoted(name, grid.separator))
         for row, value in enumerate(values.tolist()):
-            text = "" if np.isnan(value) else repr(value)
+            text = "" if np.isnan(value) else forms[column].text(value)
             rows[row].append(text if row >= last or missing[row] else grid.rows[row][column])
     ends = list(grid.ends)
     if ahead:

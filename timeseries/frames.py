@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.errors import ArgumentError, DataError, describe
 from .checks import TABLES
 from .columns import column, continued, floats, looks_numeric, refilled, roles, stamp_index
-from .csv_text import Grid, numbers, parse, print_grid
+from .csv_text import Grid, forms, numbers, parse, print_grid, with_points
 from .dates import of_values, texts
 from .reading import Extra, Reading
 from .series import Series
@@ -237,20 +237,26 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, day_first: bool | N
     first = 0 if not columns[0] and len(columns) > 1 else None
     if first is None and time is None and not any(name.lower() in NAMES for name in columns):
         # A first column that is no number but a date throughout is the stamps, whatever its name.
-        head = pd.Series(grid.column(0), dtype=object)
+        head = pd.Series(with_points(grid.column(0), grid.separator), dtype=object)
         if columns[0] not in keep and len(columns) > 1 and not looks_numeric(head):
             first = 0 if isinstance(of_values(head, label, day_first), pd.DatetimeIndex) else None
     place, features = roles(columns, keep, time, first, label, named=True)
     index: pd.Index = pd.RangeIndex(len(grid.rows))
     if place is not None:
-        column = pd.Series([cell if cell.strip() else None for cell in grid.column(place)], dtype=object)
+        column = pd.Series(
+            [cell if cell.strip() else None for cell in with_points(grid.column(place), grid.separator)], dtype=object
+        )
         unnamed = place == 0 and not columns[0]
         found = (
             of_values(column, label, day_first) if unnamed else stamp_index(column, columns[place], label, day_first)
         )
         index = index if found is None else found
     stamps, step = of_index(index, label)
-    values = np.stack([numbers(grid.column(k), f"{label}: column {columns[k]!r}") for k in features], 1)
+    cells_of = [grid.column(k) for k in features]
+    form = dict(zip(features, forms(cells_of, grid.separator), strict=True))
+    values = np.stack(
+        [numbers(own, f"{label}: column {columns[k]!r}", form[k]) for k, own in zip(features, cells_of, strict=True)], 1
+    )
     names = tuple(columns[k] for k in features)
 
     def back(filled: Sequence[np.ndarray], extra: Extra, ahead: Sequence[np.ndarray], pace: float) -> bytes:
@@ -262,17 +268,17 @@ def _text(grid: Grid, keep: Sequence[str], time: str | None, day_first: bool | N
             for j, (name, k) in enumerate(zip(names, features, strict=True))
         ]
         cells = [["" for _ in columns] for _ in ahead[0]]
-        told = (
-            texts(following(index, len(cells), pace), index, grid.column(place), day_first)
-            if place is not None
-            else [""] * len(cells)
-        )
+        told = [""] * len(cells)
+        if place is not None:
+            told = texts(following(index, len(cells), pace), index, grid.column(place), day_first)
+            if with_points(grid.column(place), grid.separator) != grid.column(place):
+                told = [stamp.replace(".", ",") for stamp in told]
         quote = '"' if place is not None and grid.rows[-1][place].strip().startswith('"') else ""
         for row, values_ahead, stamp in zip(cells, ahead[0].tolist(), told, strict=True):
             for k, value in zip(features, values_ahead, strict=True):
-                row[k] = repr(value)
+                row[k] = form[k].text(value)
             if place is not None:
                 row[place] = f"{quote}{stamp}{quote}"
-        return print_grid(grid, new, more, cells)
+        return print_grid(grid, new, more, form, cells)
 
     return Reading((Series(values, stamps, names, step, label),), (index,), back)

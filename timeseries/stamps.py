@@ -108,12 +108,13 @@ def span(index: pd.Index | None, step: float) -> str:
         index: of L >= 1 rows.
         step: in seconds, 0 if unknown.
     """
-    if not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
+    if index is None or not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
         return ""
-    ends = [one.to_timestamp() if isinstance(one, pd.Period) else one for one in (index[0], index[-1])]
-    days = [one.strftime("%Y-%m-%d") for one in ends]
+    dates = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
+    ends = [pd.Timestamp(dates[0]), pd.Timestamp(dates[-1])]
+    days = [str(one.strftime("%Y-%m-%d")) for one in ends]
     if days[0] == days[1] and len(index) > 1:
-        days = [one.strftime("%Y-%m-%d %H:%M") for one in ends]
+        days = [str(one.strftime("%Y-%m-%d %H:%M")) for one in ends]
     return days[0] if len(index) == 1 else f"{days[0]} to {days[1]}" + (f", every {_length(step)}" if step else "")
 
 
@@ -130,7 +131,7 @@ def _length(step: float) -> str:
 def _months(step: float) -> int:
     """How many months of the calendar so many seconds are about; 0 if none."""
     months = round(step / _MONTH)
-    return months if months and abs(step / (months * _MONTH) - 1) < 0.02 else 0
+    return months if months and abs(step / (months * _MONTH) - 1) < 0.04 else 0
 
 
 def _check_order(index: pd.Index, label: str) -> None:

@@ -482,7 +482,7 @@ def test_any_csv_comes_back_byte_for_byte(tmp_path_factory, data, columns, rows,
     values = np.array([[np.nan if _blank(c) else float(c.strip('"')) for c in row] for row in cells])
     np.testing.assert_array_equal(reading.series[0].values, values)
     assert reading.written([np.full(values.shape, np.nan)]) == text.encode()
-    new = np.random.default_rng(0).normal(size=values.shape)
+    new = np.random.default_rng(0).integers(-999, 999, size=values.shape) / 4  # decimals that every column has room for
     made = reading.written([new])
     assert made.count(end.encode()) == text.count(end)
     path.write_bytes(made)
@@ -540,7 +540,14 @@ def test_forms_of_csv(text, names, stamps, values, tmp_path):
         ("a,b\n1,2\n3,high\n", "column 'b', row 2: 'high' is no number"),
         ("a,b\n1,2\n3,inf\n", "column 'b', row 2: inf"),
         ("a,b\n1,2\n3,1e999\n", "column 'b', row 2: 1e999"),
-        ("a;b\n1;2\n3;4,5\n", "column 'b', row 2: '4,5' is no number; decimals need a point"),
+        ('a,b\n1,2\n3,"4,5"\n', "column 'b', row 2: '4,5' is no number; decimals need a point"),
+        ("a|b\n1|2\n3|4,5\n", "column 'b', row 2: '4,5' is no number; decimals need a point"),
+        ("a;b\n1;2,5\n3;1.234,5\n", "column 'b', row 2: '1.234,5' is no number; with decimal commas there can be no"),
+        ("a;b\n1;2,5\n1.234;5\n", "column 'a', row 2: '1.234' is no number; with decimal commas"),
+        ("a;b\n1;1,5\n3;1,234,5\n", "column 'b', row 2: '1,234,5' is no number; with decimal commas"),
+        ("a;b\n1;1.234,5\n", "column 'b', row 1: '1.234,5' is no number"),
+        ("a;b\n1;1,5\n3;inf\n", "column 'b', row 2: inf"),
+        ("1,5;2;3\n3;4;5\n", "names of the columns"),
         ("a,b\n1,1_000\n", "column 'b', row 1: '1_000'"),
         ("a,a\n1,2\n", "two columns are called 'a'"),
         ("1.5,2\n3,4\n", "names of the columns"),
@@ -577,6 +584,69 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(DataError, match="cannot be read"):
         read_file(tmp_path / "d.csv")
+
+
+GERMAN = (
+    "Zeit;Druck;Anzahl;leer;Name\r\n01.03.2023;10,21;5;;1,5 l\r\n02.03.2023;;;;x\r\n"
+    '03.03.2023;"+1,5e1";-7;;1.5\r\n04.03.2023; 9,1 ;;NA;\r\n'
+)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_come_and_go(separator, tmp_path):
+    text = GERMAN.replace(";", separator)
+    reading = read_file(csv(tmp_path, text), keep=["Name"])
+    values = np.array([[10.21, 5], [np.nan, np.nan], [15, -7], [9.1, np.nan]])
+    np.testing.assert_array_equal(reading.series[0].values[:, :2], values)
+    assert [one.day for one in reading.index[0]] == [1, 2, 3, 4]
+    assert reading.written([np.full((4, 3), np.nan)]) == text.encode()
+    third = [np.full((4, 3), 1 / 3)]
+    made = reading.written(third, {"0.5": [np.full((5, 3), -2 / 3)]}, [np.full((1, 3), 2000 / 3)]).decode()
+    own, more = "0,3333333333333333", "-0,6666666666666666"
+    assert made.split("\r\n")[1:-1] == [
+        line.replace(";", separator)
+        for line in (
+            f"01.03.2023;10,21;5;{own};1,5 l;10,21;5;{more}",
+            f"02.03.2023;0,3333;0,33;{own};x;-0,6667;-0,67;{more}",
+            f'03.03.2023;"+1,5e1";-7;{own};1.5;"+1,5e1";-7;{more}',
+            f"04.03.2023; 9,1 ;0,33;{own};; 9,1 ;-0,67;{more}",
+            f"05.03.2023;666,6667;666,67;666,6666666666666;;-0,6667;-0,67;{more}",
+        )
+    ]
+
+
+def test_a_time_in_decimal_commas(tmp_path):
+    for name in ("time", ""):
+        reading = read_file(csv(tmp_path, f"{name};a\n0,5;1\n1;2\n2;2\n2,5;\n"))
+        assert reading.series[0].stamps.tolist() == [0, 1, 3, 4]
+        made = reading.written(filled(reading), ahead=[np.ones((1, 1))]).decode()
+        assert made.splitlines()[-2:] == ["2,5;7.25", "3,0;1.0"]
+    assert read_file(csv(tmp_path, "x;a\n0,5;1\n1,5;2\n")).names == ("x", "a")  # and no date
+
+
+@pytest.mark.parametrize(
+    ("cells", "value", "text"),
+    [
+        (["12.65", "3"], 12.649126461855401, "12.6491"),
+        (["12.65", "3"], 12.6, "12.6"),
+        (["12", "3"], 12.649126461855401, "12.65"),
+        (["1e-3"], 0.000123456, "0.00012"),
+        (["1.25E1", "2.5e+2"], 1 / 3, "0.333"),
+        (["1e5"], 123456.789, "123456.79"),
+        (["1"], -0.001, "0.0"),
+        (["5e-324"], 1 / 3, "0.3333333333333333"),
+        ([".5", "4."], 1 / 3, "0.333"),
+        (["1"], 1e22 / 3, "3.3333333333333335e+21"),
+        ([], 1 / 3, "0.3333333333333333"),
+    ],
+)
+def test_filled_cells_have_two_decimals_more_than_their_column(cells, value, text, tmp_path):
+    reading = read_file(csv(tmp_path, "a,b\n" + "".join(f"{cell},0.123456789\n" for cell in [*cells, "NA"])))
+    rows = len(cells) + 1
+    new = np.full((rows, 2), value)
+    made = reading.written([new], {"0.5": [np.full((rows + 1, 2), value)]}, [new[:1]]).decode().splitlines()
+    assert [made[-2].split(",")[k] for k in (0, 2)] == [text, text]
+    assert [made[-1].split(",")[k] for k in (0, 2)] == [text, text]
 
 
 # Parquet
