@@ -245,7 +245,7 @@ def load(
         day_first: see `frames.read`; of own files.
 
     Raises:
-        DataError: names the file, set or column at fault, and the way out. ArgumentError: one that cannot be used.
+        DataError: names the file, set or column at fault, and the way out. ArgumentError: what cannot be used.
     """
     if split not in SPLITS:
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
@@ -257,10 +257,9 @@ def load(
         found = named(data_folder(data_root))
     else:
         found = own(Path(source).expanduser(), carry=carry, day_first=day_first)
-    window = found.window if window is None else window
+    window, level = found.window if window is None else window, found.level if level is None else level
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ArgumentError("window", window, "a positive number of rows")
-    level = found.level if level is None else level
     scaling = found.scaling
     if scaling is None:
         try:
@@ -284,8 +283,7 @@ def load(
 def own(path: Path, *, carry: Sequence[str] = (), day_first: bool | None = None) -> Source:
     """The user's own file, or the files of a folder in the order of their names, each split by time 70 / 15 / 15 %.
 
-    Raises:
-        DataError: naming the file, and the column and row at fault.
+    Raises: DataError, naming the file, and the column and row at fault.
     """
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.name.lower().endswith(TABLES)]

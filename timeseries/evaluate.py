@@ -66,15 +66,9 @@ def windows_of(pipeline: ImputationPipeline, options: Evaluate) -> tuple[Windowe
     trained = trained_with(options.model, options.data, tuple(NAMES))
     config = pipeline.config
     data = load(
-        trained.data,
-        options.split,
-        window=config.window,
-        stride=options.stride,
-        level=config.level,
-        data_root=options.data_root,
-        day_first=trained.day_first,
-        carry=trained.carry,
-    )
+        trained.data, options.split, window=config.window, stride=options.stride, level=config.level,
+        data_root=options.data_root, carry=trained.carry, day_first=trained.day_first,
+    )  # fmt: skip
     if tuple(data.features) != config.features:
         raise ArgumentError("--data", trained.data, f"the {len(config.features)} features that the model knows: "
                             f"{', '.join(config.features[:8])}")  # fmt: skip

@@ -54,11 +54,10 @@ def model_for(reading: Reading, options: Sample) -> ImputationPipeline:
         + ("; --keep FOLDER keeps the model" if run is None else ""),
         flush=True,
     )
-    share = {} if fitting.judge else {"held_out_share": 0.0}
     try:
         pipeline = ImputationPipeline().fit(
             reading, window=window, level=fitting.level, options=settings, folder=run, resume=run is not None,
-            seed=options.seed, **share,
+            held_out_share=0.05 if fitting.judge else 0.0, seed=options.seed,
         )  # fmt: skip
     except ConfigError as error:
         if run is None or not run.exists():
