@@ -110,8 +110,8 @@ def span(index: pd.Index | None, step: float) -> str:
     """
     if index is None or not isinstance(index, pd.DatetimeIndex | pd.PeriodIndex):
         return ""
-    dates = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
-    ends = [pd.Timestamp(dates[0]), pd.Timestamp(dates[-1])]
+    dates: Any = index.to_timestamp() if isinstance(index, pd.PeriodIndex) else index
+    ends = [dates[0], dates[-1]]
     days = [str(one.strftime("%Y-%m-%d")) for one in ends]
     if days[0] == days[1] and len(index) > 1:
         days = [str(one.strftime("%Y-%m-%d %H:%M")) for one in ends]
