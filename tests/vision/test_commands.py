@@ -147,7 +147,7 @@ def test_own_images_train_and_unconditional_sampling(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["train", "vision", "--data", "/nowhere/at/all"], "nowhere"),
-        (["train", "vision", *SMALL, "--batch-size", "0"], "batch_size"),
+        (["train", "vision", *SMALL, "--batch-size", "0"], "--batch-size"),
         (["train", "vision", *SMALL, "--width", "7"], "width"),
         (["train", "vision", "--width", "16384", "--multipliers", "64", "64"], "network size"),
         (["sample", "vision", "--model", "no-such-model"], "no-such-model"),
