@@ -28,6 +28,7 @@ file per window and method: a run that was killed goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -122,6 +123,11 @@ class Bench:
             "published": PUBLISHED,
         }
 
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The network compiled, the same function."""
+        return torch.compile(self.network, dynamic=False)
+
     def keep(self, section: str, name: str, entry: dict[str, Any]) -> None:
         """Into the results, at once."""
         keep(self.options.out, self.about, section, name, entry)
@@ -135,7 +141,8 @@ class Bench:
     def bound(self, posed: dict[str, Any], copies: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Gaussian]:
         """Denoiser and kernel for so many states of each window; side information computed once."""
         network = self.network.to(dtype)
-        denoiser = GaussianDenoiser(network, self.schedule, eps, index(T))
+        called = self.compiled if self.options.compile and dtype == torch.float32 else network
+        denoiser = GaussianDenoiser(called, self.schedule, eps, index(T))
         structure = {name: mask.repeat_interleave(copies, 0) for name, mask in posed["structure"].items()}
         kernel = targets(self.schedule).given(**structure)
         with torch.no_grad():
@@ -413,6 +420,7 @@ def main() -> None:
     parser.add_argument("--precision-samples", type=int, default=25, help="of each of the 4 windows of `precision`")
     parser.add_argument("--calls", type=int, nargs="+", default=[10, 6])
     parser.add_argument("--rule-samples", type=int, default=4)
+    parser.add_argument("--compile", action="store_true", help="the network, for whole batches")
     parser.add_argument("--calibration-batch", type=int, default=12, help="windows of each of three batches")
     parser.add_argument("--fine", type=int, default=20, help="steps of the flow that is fitted, four calls each")
     parser.add_argument("--iterations", type=int, default=8)
