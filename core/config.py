@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from .errors import ConfigError
 from .files import write_atomically
 
-__all__ = ["FORMAT_VERSION", "Invocation", "Range", "check", "from_dict", "load", "save", "to_dict"]
+__all__ = ["FORMAT_VERSION", "Invocation", "Range", "check", "check_fields", "from_dict", "load", "save", "to_dict"]
 
 FORMAT_VERSION = 1
 """Raised whenever a file of the older form would be misread."""
@@ -100,6 +100,13 @@ def check(options: T) -> T:
     """
     from_dict(type(options), to_dict(options))
     return options
+
+
+def check_fields(instance: Any) -> None:
+    """A ConfigError unless every field of a dataclass has its type and lies in its range; for `__post_init__`."""
+    kind = type(instance)
+    for field in _fields(kind):
+        _decode(_hints(kind)[field.name], _encode(getattr(instance, field.name)), field.name)
 
 
 def save(path: str | os.PathLike[str], command: str, domain: str, options: Any) -> None:

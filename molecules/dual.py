@@ -28,7 +28,7 @@ from torch_geometric.nn import GINEConv
 from torch_geometric.nn.models.schnet import InteractionBlock
 from torch_geometric.utils import scatter
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ConfigError
 from ..core.layers import Conditioning, zeroed
 from .graphs import ATOM_SIZES, EDGE_SIZES
@@ -63,16 +63,9 @@ class DualConfig:
     """Å in one unit of the input, the `scale` of the displacements."""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("width", 2, 4096), ("depth", 1, 64), ("local_depth", 1, 64), ("radial", 2, 512), ("levels", 1, 1000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(name, value, f"an integer from {low} to {high}")
+        check_fields(self)
         if self.width % 2:
             raise ConfigError("width", self.width, "an even number")
-        if not 1e-3 <= self.scale <= 1e3:
-            raise ConfigError("scale", self.scale, "Å between 0.001 and 1000")
 
     @property
     def num_parameters(self) -> int:

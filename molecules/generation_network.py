@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ArgumentError, ConfigError
 from ..core.layers import Conditioning, zeroed
 from .blocks import HEADS, SUMS, Block, Pairs, modulated
@@ -53,18 +53,11 @@ class GeneratorConfig:
     """Å in one unit of the input."""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("types", 1, 120), ("width", 8, 4096), ("vectors", 8, 4096), ("depth", 1, 64), ("radial", 2, 512),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(name, value, f"an integer from {low} to {high}")
+        check_fields(self)
         if self.width % 2:
             raise ConfigError("width", self.width, "an even number")
         if self.vectors % HEADS:
             raise ConfigError("vectors", self.vectors, f"a multiple of {HEADS}")
-        if not 1e-3 <= self.scale <= 1e3:
-            raise ConfigError("scale", self.scale, "Å between 0.001 and 1000")
         if (self.width + self.vectors) ** 2 * self.depth > MAX_PARAMETERS // 20:
             raise ConfigError(
                 "network size", f"width {self.width}, depth {self.depth}", f"about {MAX_PARAMETERS} parameters"

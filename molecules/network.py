@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ConfigError
 from ..core.layers import Conditioning, zeroed
 from .blocks import CHIRAL, HEADS, SUMS, Block, Pairs, modulated
@@ -69,18 +69,11 @@ class EquivariantConfig:
     """Å in one unit of the input, the `scale` of the displacements."""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("width", 8, 4096), ("vectors", 8, 4096), ("depth", 1, 64), ("radial", 2, 512), ("levels", 1, 1000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(name, value, f"an integer from {low} to {high}")
+        check_fields(self)
         if self.width % 2:
             raise ConfigError("width", self.width, "an even number")
         if self.vectors % HEADS:
             raise ConfigError("vectors", self.vectors, f"a multiple of {HEADS}")
-        if not 1e-3 <= self.scale <= 1e3:
-            raise ConfigError("scale", self.scale, "Å between 0.001 and 1000")
         if self.num_parameters > MAX_PARAMETERS:
             raise ConfigError("network size", f"{self.num_parameters} parameters", f"at most {MAX_PARAMETERS}")
 

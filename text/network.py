@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ArgumentError, ConfigError
 from ..core.layers import Conditioning, attention, zeroed
 
@@ -61,19 +61,11 @@ class TransformerConfig:
     def __post_init__(self):
         if self.outputs is None:
             object.__setattr__(self, "outputs", self.vocabulary)
-        for name, low, high in (
-            ("vocabulary", 1, 10_000_000), ("width", 2, 16_384), ("depth", 1, 256), ("heads", 1, 1024),
-            ("expansion", 1, 16), ("length", 1, 1_000_000), ("outputs", 1, 10_000_001),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(name, value, f"an integer from {low} to {high}")
+        check_fields(self)
         if self.num_outputs not in (self.vocabulary, self.vocabulary + 1):
             raise ConfigError("outputs", self.outputs, f"{self.vocabulary} or, with the mask, {self.vocabulary + 1}")
         if self.width % (2 * self.heads):
             raise ConfigError("heads", self.heads, f"heads of an even number of the {self.width} features")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", self.dropout, "a probability below 1")
         if self.num_parameters > MAX_PARAMETERS:
             raise ConfigError("network size", f"{self.num_parameters} parameters", f"at most {MAX_PARAMETERS}")
 

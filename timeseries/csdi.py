@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ArgumentError, CheckpointError, ConfigError
 from .csdi_blocks import Layer, kaiming, step_table, time_table
-from .layers import Cells, cells, per_state, states_of, whole_numbers
+from .layers import Cells, cells, per_state, states_of
 
 __all__ = ["CSDI", "CSDIConfig", "CSDISide", "official"]
 
@@ -72,20 +72,12 @@ class CSDIConfig:
     """Of the transformer layers, in training."""
 
     def __post_init__(self):
-        wrong = whole_numbers(
-            self, ("features", 1, 100_000), ("channels", 1, 4096), ("layers", 1, 64), ("heads", 1, 256),
-            ("hidden", 1, 16_384), ("steps", 1, 100_000), ("step_embedding", 4, 4096), ("time_embedding", 2, 4096),
-            ("feature_embedding", 1, 4096),
-        )  # fmt: skip
-        if wrong is not None:
-            raise ConfigError(*wrong)
+        check_fields(self)
         if self.channels % self.heads:
             raise ConfigError("heads", self.heads, f"a divisor of the {self.channels} channels")
         for name in ("step_embedding", "time_embedding"):
             if getattr(self, name) % 2:
                 raise ConfigError(name, getattr(self, name), "an even number")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", self.dropout, "a probability below 1")
         if self.num_parameters > MAX_PARAMETERS:
             raise ConfigError("network size", f"{self.num_parameters} parameters", f"at most {MAX_PARAMETERS}")
 

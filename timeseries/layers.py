@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.errors import ArgumentError
 
-__all__ = ["Cells", "attention", "cells", "per_state", "states_of", "whole_numbers"]
+__all__ = ["Cells", "attention", "cells", "per_state", "states_of"]
 
 MOST_SCORES = 2**25
 """Weights of an attention that are written out in training on processors; 128 MB in float32."""
@@ -92,15 +92,6 @@ def states_of(x: Tensor, c: Tensor, cells: Cells) -> int:
 def per_state(x: Tensor, windows: int) -> Tensor:
     """(B * S, ...) seen as (B, S, ...)."""
     return x.unflatten(0, (windows, -1))
-
-
-def whole_numbers(config: object, *bounds: tuple[str, int, int]) -> tuple[str, object, str] | None:
-    """The first of a configuration's fields (name, lowest, highest) that is no whole number within its bounds."""
-    for name, low, high in bounds:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            return name, value, f"an integer from {low} to {high}"
-    return None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:

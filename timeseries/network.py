@@ -19,11 +19,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ..core.config import Range
+from ..core.config import Range, check_fields
 from ..core.errors import ArgumentError, ConfigError
 from ..core.layers import Conditioning, zeroed
 from .blocks import FeatureBlock, TimeBlock, modulated, rotation, waves
-from .layers import Cells, cells, per_state, states_of, whole_numbers
+from .layers import Cells, cells, per_state, states_of
 
 __all__ = ["SeriesNet", "SeriesNetConfig", "SeriesSide"]
 
@@ -54,16 +54,9 @@ class SeriesNetConfig:
     """Probability of dropping a feature of what a block adds, in training."""
 
     def __post_init__(self):
-        wrong = whole_numbers(
-            self, ("features", 1, 100_000), ("width", 4, 4096), ("blocks", 1, 64), ("heads", 1, 256),
-            ("inducing", 0, 4096),
-        )  # fmt: skip
-        if wrong is not None:
-            raise ConfigError(*wrong)
+        check_fields(self)
         if self.width % (4 * self.heads):
             raise ConfigError("heads", self.heads, f"heads of a multiple of four of the {self.width} features")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", self.dropout, "a probability below 1")
         if self.num_parameters > MAX_PARAMETERS:
             raise ConfigError("network size", f"{self.num_parameters} parameters", f"at most {MAX_PARAMETERS}")
 

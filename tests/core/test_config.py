@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polydiff.core.config import FORMAT_VERSION, Invocation, Range, check, from_dict, load, save, to_dict
+from polydiff.core.config import FORMAT_VERSION, Invocation, Range, check, check_fields, from_dict, load, save, to_dict
 from polydiff.core.errors import ConfigError
 from polydiff.core.files import write_atomically
 
@@ -204,3 +204,29 @@ def test_what_is_no_file_is_written_into(tmp_path: Path):
     write_atomically(pipe, "new")
     assert os.read(reader, 10) == b"new" and pipe.is_fifo()
     os.close(reader)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Checks itself."""
+
+    size: Annotated[int, Range(1, 8)] = 2
+    share: Annotated[float, Range(0, 0.5)] = 0.0
+    most: Annotated[int, Range(1, 8)] | None = None
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("size", 0), ("size", 9), ("size", 2.0), ("size", True), ("share", 0.6), ("share", float("nan")), ("most", 9)],
+)
+def test_fields_check_themselves(name: str, value: Any):
+    with pytest.raises(ConfigError) as caught:
+        Checked(**{name: value})
+    assert caught.value.argument == name
+
+
+def test_fields_in_range_are_taken():
+    assert from_dict(Checked, to_dict(Checked(8, 0.5, 1))) == Checked(8, 0.5, 1)
