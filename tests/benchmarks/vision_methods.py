@@ -1,13 +1,15 @@
 """Samplers and objectives on trained models of images: feature FID by method and network calls, and bits per dimension.
 
     python -m tests.benchmarks.vision_methods [--data digits] [--data-root FOLDER] [--models runs/methods]
+        [--steps 1500]
 
 All models share one network, one budget of training images and one seed. The first, `velocity`, is the demo's own: the
 samplers are compared on it, and it teaches the distilled and the consistency models. Every sampler starts from the same
 noise. FID is taken in the features of a classifier of the data set, of `--samples` images against all training images;
 the same figure of held-out images stands beside it. With `--data fashion-mnist` the model that ships takes the place of
-the first, as what samplers are compared on and as the teacher. Models are kept in `--models` and not trained again;
-results are written part by part, and parts that were not asked for keep their old entry.
+the first, as what samplers are compared on and as the teacher; `--steps` shortens every training. Models are kept in
+`--models` and not trained again; results are written part by part, and parts that were not asked for keep their old
+entry.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +128,8 @@ class Bench:
     def trained(self, name: str, objective: nn.Module, data: Any = None, **changes: Any) -> Any:
         """The objective with averaged weights after the common budget of training."""
         folder = self.options.models / self.data.name / name
-        options = OPTIONS if not changes else TrainingOptions(**(vars(OPTIONS) | changes))
+        options = replace(OPTIONS, **changes)
+        options = replace(options, steps=min(options.steps, self.options.steps))
         before = time.monotonic()
         trained = train(objective, data or self.data, options, folder=folder, resume=folder.exists())
         print(f"{name}: {options.steps} steps, {time.monotonic() - before:.0f} s", flush=True)
@@ -345,7 +349,7 @@ def consistent(bench: Bench) -> None:
             denoiser,
             kernel,
             grid,
-            count or curriculum(STEPS, 10, 80),
+            count or curriculum(min(STEPS, bench.options.steps), 10, 80),
             source,
             # The error of v, as the teacher's own: unweighted, the small times are hardly trained.
             weight=lambda schedule, t, s: objectives.velocity(schedule, t),
@@ -473,6 +477,7 @@ def main() -> None:
     parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--models", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a training, at most")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=450)
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")
@@ -482,6 +487,7 @@ def main() -> None:
     for name in options.parts:
         print(name, flush=True)
         PARTS[name](bench)
+        bench.keep(**{f"steps of a training, {name}": options.steps})
 
 
 if __name__ == "__main__":
