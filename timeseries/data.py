@@ -247,10 +247,9 @@ def load(
     """
     if split not in SPLITS:
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
-    label = os.fspath(source)
-    named = NAMES.get(label)
+    named = NAMES.get(os.fspath(source))
     if named is not None and carry:
-        raise ArgumentError("carry", list(carry), f"nothing: {label} has features alone")
+        raise ArgumentError("carry", list(carry), f"nothing: {source} has features alone")
     path = Path(source).expanduser()
     found = own(path, carry=carry, day_first=day_first) if named is None else named(data_folder(data_root))
     window, level = found.window if window is None else window, found.level if level is None else level
@@ -293,6 +292,7 @@ def own(path: Path, *, carry: Sequence[str] = (), day_first: bool | None = None)
     if odd := next((one for one in series if one.names != series[0].names), None):
         raise DataError(f"{path}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")
     cuts = [by_share(one, train=0.7, valid=0.15) for one in series]
+    parts: dict[Split, tuple[Series, ...]]
     parts = {split: tuple(part for cut in cuts for part in cut[split] if len(part)) for split in SPLITS}
     if not parts["train"]:
         raise DataError(f"{path}: {counted(max(map(len, series)), 'row')}, too few to train on")
