@@ -55,10 +55,8 @@ class CSDIConfig:
         "csdi", "eps", "index-50", "simple", settled="CSDI's network has a schedule of its own"
     )
     """The published one."""
-    flags: ClassVar[Mapping[str, str]] = {
-        "channels": "--width", "layers": "--blocks", "heads": "--heads", "dropout": "--dropout"
-    }  # fmt: skip
-    """Of the command line, by field."""
+    terms: ClassVar[Mapping[str, str]] = {"width": "channels", "blocks": "layers"}
+    """What commands call otherwise -> field."""
 
     features: Annotated[int, Range(1, 100_000)]
     """K."""

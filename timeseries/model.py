@@ -230,12 +230,7 @@ def imputation_of(
         weighting: of the error; None for the network's own.
         seed: of the targets by which the cells of a window are counted.
     """
-    return Imputation(
-        model.denoiser,
-        kernel_of(config, model),
-        strategy,
-        typical(strategy, some["seen"], some.get("present"), seed=seed),
-        weight=WEIGHTS[weighting or config.network.recipe.weighting],
-        times=times_of(config),
-        level=LEVEL_OF[config.level],
-    )
+    kernel, times, level = kernel_of(config, model), times_of(config), LEVEL_OF[config.level]
+    per = typical(strategy, some["seen"], some.get("present"), seed=seed)
+    weight = WEIGHTS[weighting or config.network.recipe.weighting]
+    return Imputation(model.denoiser, kernel, strategy, per, weight=weight, times=times, level=level)

@@ -44,10 +44,8 @@ class SeriesNetConfig:
 
     recipe: ClassVar[Recipe] = Recipe("cosine", "v", "log-snr", "velocity")
     """Our own."""
-    flags: ClassVar[Mapping[str, str]] = {
-        name: f"--{name}" for name in ("width", "blocks", "heads", "inducing", "dropout")
-    }
-    """Of the command line, by field."""
+    terms: ClassVar[Mapping[str, str]] = {}
+    """What commands call otherwise -> field."""
     indices: ClassVar[int | None] = None
     """The network knows all times."""
 

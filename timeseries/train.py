@@ -188,20 +188,14 @@ def series_config(data: Windows, options: Train) -> SeriesConfig:
     kind = NETWORKS[options.network]
     if options.schedule is not None and kind.recipe.settled:
         raise ArgumentError("--schedule", options.schedule, f"nothing: {kind.recipe.settled}")
-    fields = {flag.removeprefix("--"): name for name, flag in kind.flags.items()}
-    sizes = {fields.get(name, name): value for name, value in vars(options.sizes).items() if value is not None}
-    with flags(kind.flags):
+    words = {name: kind.terms.get(name, name) for name in vars(options.sizes)}
+    sizes = {words[name]: value for name, value in vars(options.sizes).items() if value is not None}
+    with flags({field: f"--{name}" for name, field in words.items()}):
         network = kind(features=len(data.features), **sizes)
     return SeriesConfig.of(
-        network,
-        features=tuple(data.features),
-        window=data.window,
-        schedule=options.schedule,
-        parametrisation=options.parametrisation,
-        level=data.level,
-        step=data.step,
-        covariates=options.covariates,
-    )
+        network, features=tuple(data.features), window=data.window, level=data.level, step=data.step,
+        covariates=options.covariates, schedule=options.schedule, parametrisation=options.parametrisation,
+    )  # fmt: skip
 
 
 def card(data: Windows, options: Train, seconds: float) -> Card:
