@@ -23,8 +23,8 @@ from .loading import load_model, trained_with
 from .objectives import pose
 from .options import Calibrate
 from .pipeline import ImputationPipeline
-from .scaling import window_level
-from .targets import Random, Sparing, Strategy
+from .scaling import LEVEL_OF
+from .targets import Random
 
 __all__ = ["flows", "main", "solvers"]
 
@@ -104,9 +104,7 @@ def flows(
         bar: of progress, by windows.
     """
     model, kernel, device = pipeline.model, pipeline.kernel, pipeline.model.centre.device
-    strategy: Strategy = Random()
-    if pipeline.config.covariates:
-        strategy = Sparing(strategy, tuple(map(data.features.index, pipeline.config.covariates)))
+    strategy, level_of = pipeline.config.sparing(Random()), LEVEL_OF[pipeline.config.level]
     found = []
     for start in range(0, len(windows), options.batch_size):
         some = windows[start : start + options.batch_size]
@@ -114,9 +112,7 @@ def flows(
         generators = [seeded(options.seed, DRAWN, first + start + i) for i in range(len(some))]
         seen, values, present = batch["seen"], batch["values"], batch.get("present")
         known = seen & ~strategy(seen, generators, present)
-        if pipeline.config.level == "window":
-            values = values - window_level(values, known)
-        posed = pose(values, known, batch["stamps"], present=present)
+        posed = pose(values - level_of(values, known), known, batch["stamps"], present=present)
         structure = {name: cells.to(device) for name, cells in posed.pop("structure").items()}
         like = posed.pop("x_0").to(device)
         bound = kernel.given(**structure)

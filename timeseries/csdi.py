@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar, final
 
 import safetensors
 import torch
@@ -33,9 +33,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.config import Range, check_fields
-from ..core.errors import ArgumentError, CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError
 from .csdi_blocks import Layer, kaiming, step_table, time_table
-from .layers import Cells, cells, per_state, states_of
+from .layers import Cells, Network, cells
+from .recipes import Recipe
 
 __all__ = ["CSDI", "CSDIConfig", "CSDISide", "official"]
 
@@ -49,6 +50,13 @@ class CSDIConfig:
     Raises:
         ConfigError: a value out of its range, heads that do not divide the channels, odd embeddings.
     """
+
+    recipe: ClassVar[Recipe] = Recipe(
+        "csdi", "eps", "index-50", "simple", settled="CSDI's network has a schedule of its own"
+    )
+    """The published one."""
+    terms: ClassVar[Mapping[str, str]] = {"width": "channels", "blocks": "layers"}
+    """What commands call otherwise -> field."""
 
     features: Annotated[int, Range(1, 100_000)]
     """K."""
@@ -90,6 +98,16 @@ class CSDIConfig:
         layer = 2 * encoder + c * (e + 1) + 2 * c * (side + 1) + 4 * c * (c + 1)
         return self.layers * layer + self.features * self.feature_embedding + 2 * e * (e + 1) + c * (c + 5) + 1
 
+    @property
+    def work(self) -> float:
+        """What the network costs for each cell, in the units of `SeriesNetConfig.work`."""
+        return 2.0 * self.channels * self.layers
+
+    @property
+    def indices(self) -> int | None:
+        """T, for the network knows the times i/T only, i = 1 ... T."""
+        return self.steps
+
     def build(self) -> CSDI:
         """A freshly initialised network of these sizes."""
         return CSDI(self)
@@ -112,8 +130,9 @@ class CSDISide:
     known: tuple[Tensor, ...]
 
 
-class CSDI(nn.Module):
-    """See the module's docstring; called `network(x, c, observed=, known=, stamps=, present=)`, or with `side=`.
+@final
+class CSDI(Network[CSDISide]):
+    """See the module's docstring; called as every `Network`.
 
     Args:
         config: sizes.
@@ -148,56 +167,20 @@ class CSDI(nn.Module):
             flags.append(of_flag[:, 0])
         return CSDISide(found, tuple(rows), tuple(columns), tuple(flags))
 
-    def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        *,
-        observed: Tensor | None = None,
-        known: Tensor | None = None,
-        stamps: Tensor | None = None,
-        present: Tensor | None = None,
-        side: CSDISide | None = None,
-    ) -> Tensor:
-        """The noise that it sees in every cell.
-
-        Args:
-            x: states (B * S, L, K), S of every window one after another; read where nothing is given.
-            c: steps (B * S,), from 0 to steps - 1.
-            observed: (B, L, K), values of given cells; not read elsewhere.
-            known: (B, L, K) bool, the given cells.
-            stamps: (B, L), times of the rows in steps of the series.
-            present: (B, L) bool, False on padding rows.
-            side: instead of these four, `side(...)` of them.
-
-        Returns:
-            (B * S, L, K), zero on padding rows.
-
-        Raises:
-            ArgumentError: shapes or types that do not fit; neither a side nor what makes one.
-        """
-        if side is None:
-            if observed is None or known is None or stamps is None:
-                raise ArgumentError("observed, known, stamps", None, "all three, or side")
-            side = self.side(observed, known, stamps, present)
-        found = side.cells
-        count = states_of(x, c, found)
-        known_ = found.known.to(x.dtype)
-        seen = per_state(x, found.windows).masked_fill(~found.free[:, None], 0)
-        inputs = torch.stack([found.observed.to(x.dtype)[:, None].expand_as(seen), seen], dim=4).flatten(0, 1)
+    def output_of(self, states: Tensor, c: Tensor, side: CSDISide, mask: Tensor | None) -> Tensor:
+        known = side.cells.known.to(states.dtype)
+        observed = side.cells.observed.to(states.dtype)[:, None].expand_as(states)
+        inputs = torch.stack([observed, states], dim=4).flatten(0, 1)
         h = F.relu(self.input(inputs))
         step = self.embedded(c).to(h.dtype)
-        present = found.repeated(count)
-        mask = None if present is None else present[:, None, None]
         total = None
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            added = torch.addcmul(side.rows[index] + side.columns[index], known_.unsqueeze(3), side.known[index])
+            added = torch.addcmul(side.rows[index] + side.columns[index], known.unsqueeze(3), side.known[index])
             h, skip = layer(h, step, added, mask)
             total = skip if total is None else total + skip
         assert total is not None
-        y = self.output_2(F.relu(self.output_1(total / math.sqrt(len(self.layers))))).squeeze(3)
-        return y if present is None else y.masked_fill(~present[:, :, None], 0)
+        return self.output_2(F.relu(self.output_1(total / math.sqrt(len(self.layers))))).squeeze(3)
 
     def embedded(self, c: Tensor) -> Tensor:
         """Steps (R,) to what the layers project, (R, step_embedding); linear between whole steps."""

@@ -145,8 +145,7 @@ class Windows(Dataset[dict[str, Tensor]]):
                 "held", f"{self.dropped} windows without an observed cell", "none, where cells are given"
             )
         self._starts, self._lengths = torch.from_numpy(starts[some]), torch.from_numpy(lengths[some])
-        self.ragged = bool((self._lengths < window).any())
-        self._held = held
+        self.ragged, self._held = bool((self._lengths < window).any()), held
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -170,15 +169,14 @@ class Windows(Dataset[dict[str, Tensor]]):
         places = places.remainder(len(self))
         start, length = self._starts[places, None], self._lengths[places, None]
         offset = torch.arange(self.window)
-        present = offset < length
         rows = start + torch.minimum(offset, length - 1)
-        inside = present[..., None]
+        inside = (offset < length).unsqueeze(2)
         made = {
             "values": torch.where(inside, self._values[rows], 0),
             "seen": self._seen[rows] & inside,
             "stamps": (self._stamps[rows] - self._stamps[start]).float(),
         }
-        return made | {"present": present} if self.ragged else made
+        return made | {"present": inside.squeeze(2)} if self.ragged else made
 
     def some(self, count: int) -> dict[str, Tensor]:
         """So many windows at even distances, or all, as a batch."""
@@ -249,14 +247,11 @@ def load(
     """
     if split not in SPLITS:
         raise ArgumentError("split", split, "'train', 'valid' or 'test'")
-    label = os.fspath(source)
-    named = NAMES.get(label)
+    named = NAMES.get(os.fspath(source))
     if named is not None and carry:
-        raise ArgumentError("carry", list(carry), f"nothing: {label} has features alone")
-    if named is not None:
-        found = named(data_folder(data_root))
-    else:
-        found = own(Path(source).expanduser(), carry=carry, day_first=day_first)
+        raise ArgumentError("carry", list(carry), f"nothing: {source} has features alone")
+    path = Path(source).expanduser()
+    found = own(path, carry=carry, day_first=day_first) if named is None else named(data_folder(data_root))
     window, level = found.window if window is None else window, found.level if level is None else level
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ArgumentError("window", window, "a positive number of rows")
@@ -297,9 +292,8 @@ def own(path: Path, *, carry: Sequence[str] = (), day_first: bool | None = None)
     if odd := next((one for one in series if one.names != series[0].names), None):
         raise DataError(f"{path}: {odd.label} has columns {odd.names}, {series[0].label} has {series[0].names}")
     cuts = [by_share(one, train=0.7, valid=0.15) for one in series]
-    parts: dict[Split, tuple[Series, ...]] = {
-        split: tuple(part for cut in cuts for part in cut[split] if len(part)) for split in SPLITS
-    }
+    parts: dict[Split, tuple[Series, ...]]
+    parts = {split: tuple(part for cut in cuts for part in cut[split] if len(part)) for split in SPLITS}
     if not parts["train"]:
         raise DataError(f"{path}: {counted(max(map(len, series)), 'row')}, too few to train on")
     return Source(path.name, series[0].names, parts, window=WINDOW)

@@ -20,21 +20,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.errors import ArgumentError
-from ..core.objectives import simple, velocity
 from ..core.options import TrainingOptions
 from ..core.training import train
-from .csdi import CSDIConfig
 from .data import WINDOW, Windows, held_out
-from .model import SeriesConfig, SeriesModel, kernel_of, times_of
+from .model import NetworkConfig, SeriesConfig, SeriesModel, imputation_of
 from .network import SeriesNetConfig
-from .objectives import Imputation
-from .scaling import Level, window_level
+from .scaling import Level
 from .series import Series
-from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, typical, whole
+from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Strategy, whole
 
 __all__ = ["JUDGES", "Fitted", "fitted", "judged", "level_for", "options_for", "strategy_for", "window_for"]
 
@@ -83,88 +79,73 @@ def fitted(
     level: Level | None = None,
     covariates: tuple[str, ...] = (),
     strategy: Strategy | None = None,
-    network: SeriesNetConfig | CSDIConfig | None = None,
+    network: NetworkConfig | None = None,
     options: TrainingOptions | None = None,
     held_out_share: float = 0.05,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     seed: int = 0,
 ) -> Fitted:
-    """Train a model on series; see the module for what is chosen where None is given.
+    """Train a model on series of the same features; see the module for what is chosen where None is given.
 
     Args:
-        series: of the same features.
-        window: rows.
-        level: of the normalisation.
-        covariates: features that are never asked for.
-        strategy: which seen cells are asked for.
-        network: of the model; a CSDI network comes with its schedule and reading.
-        options: of the training loop.
+        window, level: rows, and what is taken off them, see `scaling`.
+        covariates: features that are never asked for; `strategy` says which cells of the others are.
+        network, options: of the model, which has the network's own recipe; of the training loop.
         held_out_share: of the observed cells, in [0, 1); 0 for none.
-        folder: of the run; it is kept there. A temporary one by default, of which an interruption leaves nothing.
-        resume: go on with the run in `folder`, begun by the same call; begin where there is none.
+        folder, resume: of the run, and whether to go on with one that the same call began there. Without a folder
+            nothing is left of an interruption.
         seed: of weights, held-out cells and, unless `options` says otherwise, training.
 
     Raises:
         ArgumentError: a feature without an observed cell, or an argument that does not fit.
-        DataError: nothing observed.
-        TrainingError, Interrupted: see `core.training.train`.
+        DataError, TrainingError, Interrupted: nothing observed; see `core.training.train`.
     """
-    if not 0 <= held_out_share < 1:
-        raise ArgumentError("held_out_share", held_out_share, "a share in [0, 1)")
     series = [one.paced(series[0].step) for one in series]
-    features = series[0].names
-    if lost := [name for name in covariates if name not in features]:
-        raise ArgumentError("covariates", lost[0], f"some of the features {', '.join(features)}")
+    shown, held = parted(series, held_out_share, covariates, seed)
     window = window_for(series) if window is None else window
     level = level_for(series, window) if level is None else level
-    held = [hidden(one, held_out_share, covariates, seed + i) for i, one in enumerate(series)]
-    if sum(int((~np.isnan(one.values)).sum()) for one in series) < LEAST_HELD:
-        held = [np.zeros_like(mask) for mask in held]
-    shown = [replace(one, values=np.where(mask, np.nan, one.values)) for one, mask in zip(series, held, strict=True)]
-    if bool(np.isnan(np.concatenate([one.values for one in shown])).all(0).any()):
-        shown, held = list(series), [np.zeros_like(mask) for mask in held]  # a feature seen a few times only
-    rows = sum(map(len, series))
-    stride = window if max(map(len, series)) <= window else max(1, min(window, -(-rows // MOST_WINDOWS)))
-    data = Windows(shown, window, stride=stride, level=level, name="X")
-    chosen = network_for(shown) if network is None else network
-    published = isinstance(chosen, CSDIConfig)
-    config = SeriesConfig(
-        features=features,
-        window=window,
-        network=chosen,
-        schedule="csdi" if published else SeriesConfig.schedule,
-        parametrisation="eps" if published else SeriesConfig.parametrisation,
-        conditioning="index-50" if published else SeriesConfig.conditioning,
-        level=level,
-        step=data.step,
-        covariates=covariates,
+    data = Windows(shown, window, stride=stride_for(series, window), level=level, name="X")
+    network = network_for(shown) if network is None else network
+    config = SeriesConfig.of(
+        network, features=data.features, window=window, level=level, step=data.step, covariates=covariates
     )
-    options = options_for(window, chosen, seed) if options is None else options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SeriesModel(config, data.centre, data.spread)
+    options = options_for(window, network, seed) if options is None else options
+    model = SeriesModel.drawn(config, data.centre, data.spread, seed=seed)
     some = data.some(BANK)
-    if strategy is None:
-        strategy = strategy_for(whole(some["seen"], some.get("present")), window)
-    if covariates:
-        strategy = Sparing(strategy, tuple(features.index(name) for name in covariates))
-    objective = Imputation(
-        model.denoiser,
-        kernel_of(config, model),
-        strategy,
-        typical(strategy, some["seen"], some.get("present"), seed=seed),
-        weight=simple if published else velocity,
-        times=times_of(config),
-        level=window_level if level == "window" else None,
-    )
+    strategy = strategy_for(whole(some["seen"], some.get("present")), window) if strategy is None else strategy
+    objective = imputation_of(config, model, config.sparing(strategy), some, seed=seed)
     with tempfile.TemporaryDirectory() as temporary:
         place = temporary if folder is None else Path(folder)
         trained = train(objective, data, options, folder=place, resume=resume, lasting=folder is not None)
-    model.denoiser.load_state_dict(trained.average(model.denoiser).state_dict())
-    model.to(next(model.denoiser.parameters()).device)  # where training took the denoiser alone
-    truth = [np.where(mask, one.values, np.nan) for one, mask in zip(series, held, strict=True)]
-    return Fitted(config, model.eval(), trained.history, shown, truth)
+    return Fitted(config, model.taught(trained), trained.history, shown, held)
+
+
+def parted(
+    series: Sequence[Series], share: float, covariates: Sequence[str], seed: int
+) -> tuple[list[Series], list[np.ndarray]]:
+    """The series without held-out cells, and the truth at these, as in `Fitted`.
+
+    None are held out of few cells, or where a feature would be left without any.
+    """
+    if not 0 <= share < 1:
+        raise ArgumentError("held_out_share", share, "a share in [0, 1)")
+    features = series[0].names
+    if lost := [name for name in covariates if name not in features]:
+        raise ArgumentError("covariates", lost[0], f"some of the features {', '.join(features)}")
+    seen = [~np.isnan(one.values) for one in series]
+    held = [hidden(one, share, covariates, seed + i) for i, one in enumerate(series)]
+    left = np.concatenate([mask & ~kept for mask, kept in zip(seen, held, strict=True)])
+    if sum(int(mask.sum()) for mask in seen) < LEAST_HELD or not left.any(0).all():
+        held = [np.zeros_like(mask) for mask in held]
+    shown = [replace(one, values=np.where(mask, np.nan, one.values)) for one, mask in zip(series, held, strict=True)]
+    return shown, [np.where(mask, one.values, np.nan) for one, mask in zip(series, held, strict=True)]
+
+
+def stride_for(series: Sequence[Series], window: int) -> int:
+    """Rows from one window to the next: none overlap where each series is one, else as many do as are of use."""
+    longest, rows = max(map(len, series)), sum(map(len, series))
+    return window if longest <= window else max(1, min(window, -(-rows // MOST_WINDOWS)))
 
 
 def window_for(series: Sequence[Series]) -> int:
@@ -210,9 +191,9 @@ def network_for(series: Sequence[Series]) -> SeriesNetConfig:
     return SeriesNetConfig(features=len(series[0].names), width=width, blocks=blocks)
 
 
-def options_for(window: int, network: SeriesNetConfig | CSDIConfig, seed: int) -> TrainingOptions:
+def options_for(window: int, network: NetworkConfig, seed: int) -> TrainingOptions:
     """Steps of sixteen windows, of eight where that would be few; how many depends on sizes, never on the machine."""
-    cells = window * network.features * work(network)
+    cells = window * network.features * network.work
     steps, batch = 0, 16
     for batch in (16, 8):
         steps = int(SECONDS / (OVERHEAD + batch * cells / SPEED))
@@ -230,13 +211,6 @@ def options_for(window: int, network: SeriesNetConfig | CSDIConfig, seed: int) -
         seed=seed,
         progress=False,
     )
-
-
-def work(network: SeriesNetConfig | CSDIConfig) -> float:
-    """What a network costs for each cell: its width times its blocks, half without attention over features."""
-    if isinstance(network, CSDIConfig):
-        return 2.0 * network.channels * network.layers
-    return network.width * network.blocks * network.axes / 2
 
 
 def strategy_for(there: Tensor, window: int) -> Strategy:

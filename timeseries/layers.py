@@ -6,15 +6,17 @@ noisy state x and its noise level c; it is computed once per window, and x may h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import ArgumentError
 
-__all__ = ["Cells", "attention", "cells", "per_state", "states_of"]
+__all__ = ["Cells", "Network", "Side", "attention", "cells", "per_state", "states_of"]
 
 MOST_SCORES = 2**25
 """Weights of an attention that are written out in training on processors; 128 MB in float32."""
@@ -46,6 +48,76 @@ class Cells:
         if self.present is None or count == 1:
             return self.present
         return self.present.repeat_interleave(count, 0)
+
+
+class Side(Protocol):
+    """What a network knows of B windows before it sees a state."""
+
+    @property
+    def cells(self) -> Cells:
+        """Given values, masks."""
+        ...
+
+
+SideT = TypeVar("SideT", bound=Side)
+
+
+class Network(nn.Module, ABC, Generic[SideT]):
+    """A network called `network(x, c, observed=, known=, stamps=, present=)`, or with `side=`."""
+
+    @abstractmethod
+    def side(self, observed: Tensor, known: Tensor, stamps: Tensor, present: Tensor | None = None) -> SideT:
+        """What does not depend on the state; arguments as of `forward`."""
+
+    @abstractmethod
+    def output_of(self, states: Tensor, c: Tensor, side: SideT, mask: Tensor | None) -> Tensor:
+        """A number for every cell, (B * S, L, K); anything on padding rows.
+
+        Args:
+            states: (B, S, L, K), 0 in cells that are not to be read.
+            c: (B * S,).
+            side: of the windows.
+            mask: bool (B * S, 1, 1, L), False on padding rows; None if there is none.
+        """
+
+    @final
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        *,
+        observed: Tensor | None = None,
+        known: Tensor | None = None,
+        stamps: Tensor | None = None,
+        present: Tensor | None = None,
+        side: SideT | None = None,
+    ) -> Tensor:
+        """A number for every cell, of which the parametrisation makes a belief.
+
+        Args:
+            x: states (B * S, L, K), S of every window one after another; read where nothing is given.
+            c: what the network is told of time (B * S,): noise levels in about [0, 1000], or steps.
+            observed: (B, L, K), values of given cells; not read elsewhere.
+            known: (B, L, K) bool, the given cells.
+            stamps: (B, L), times of the rows in steps of the series; real numbers.
+            present: (B, L) bool, False on padding rows.
+            side: instead of these four, `side(...)` of them.
+
+        Returns:
+            (B * S, L, K), zero on padding rows.
+
+        Raises:
+            ArgumentError: shapes or types that do not fit; neither a side nor what makes one.
+        """
+        if side is None:
+            if observed is None or known is None or stamps is None:
+                raise ArgumentError("observed, known, stamps", None, "all three, or side")
+            side = self.side(observed, known, stamps, present)
+        found = side.cells
+        present = found.repeated(states_of(x, c, found))
+        states = per_state(x, found.windows).masked_fill(~found.free[:, None], 0)
+        y = self.output_of(states, c, side, None if present is None else present[:, None, None])
+        return y if present is None else y.masked_fill(~present[:, :, None], 0)
 
 
 def cells(observed: Tensor, known: Tensor, stamps: Tensor, present: Tensor | None, features: int) -> Cells:

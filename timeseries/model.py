@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, final
+from typing import Annotated, Any, Self, TypeAlias, final
 
 import numpy as np
 import torch
@@ -24,24 +24,28 @@ from ..core.config import Range
 from ..core.denoisers import Conditioning, GaussianDenoiser, index, log_snr, time
 from ..core.errors import ArgumentError, ConfigError
 from ..core.gaussian import Gaussian
-from ..core.methods import PARAMETRISATIONS
+from ..core.methods import PARAMETRISATIONS, WEIGHTS
 from ..core.methods import SCHEDULES as CORE_SCHEDULES
-from ..core.names import ParametrisationName, ScheduleName
+from ..core.names import ParametrisationName, WeightName
 from ..core.objectives import Times, whole_steps
 from ..core.schedules import Schedule, Tabulated
+from ..core.training import Trained
 from .csdi import CSDIConfig
 from .kernel import Targets
 from .network import SeriesNetConfig
-from .scaling import Level, normalise, restore, window_level
+from .objectives import Imputation
+from .recipes import ConditioningName, SeriesScheduleName
+from .scaling import LEVEL_OF, Level, normalise, restore
+from .targets import Sparing, Strategy, typical
 
 __all__ = [
     "CONDITIONINGS",
     "CSDI_STEPS",
     "SCHEDULES",
-    "ConditioningName",
+    "NetworkConfig",
     "SeriesConfig",
     "SeriesModel",
-    "SeriesScheduleName",
+    "imputation_of",
     "kernel_of",
     "times_of",
 ]
@@ -49,8 +53,8 @@ __all__ = [
 CSDI_STEPS = 50
 """Of the published chain."""
 
-SeriesScheduleName: TypeAlias = ScheduleName | Literal["csdi"]
-ConditioningName: TypeAlias = Literal["log-snr", "time", "index-50"]
+NetworkConfig: TypeAlias = SeriesNetConfig | CSDIConfig
+"""Sizes of a network, which know how such a network is trained, built and told of time."""
 
 
 def quadratic_betas() -> Tabulated:
@@ -72,13 +76,13 @@ class SeriesConfig:
     """Names of the features, in order."""
     window: Annotated[int, Range(1, 100_000)]
     """Rows that the model was trained on at once."""
-    network: SeriesNetConfig | CSDIConfig
+    network: NetworkConfig
     """Sizes of the network."""
-    schedule: SeriesScheduleName = "cosine"
+    schedule: SeriesScheduleName = SeriesNetConfig.recipe.schedule
     """Of training; sampling may use another."""
-    parametrisation: ParametrisationName = "v"
+    parametrisation: ParametrisationName = SeriesNetConfig.recipe.parametrisation
     """How the network's output is read."""
-    conditioning: ConditioningName = "log-snr"
+    conditioning: ConditioningName = SeriesNetConfig.recipe.conditioning
     """What the network is told of time."""
     level: Level = "series"
     """What is subtracted from values: the mean of the training cells; "window", that of a window's given cells too."""
@@ -99,16 +103,28 @@ class SeriesConfig:
             raise ConfigError("covariates", self.covariates, "a feature at least that is none")
         if self.conditioning == "index-50" and self.schedule != "csdi":
             raise ConfigError("schedule", self.schedule, f"csdi: the network is told one of {CSDI_STEPS} indices")
-        if isinstance(self.network, CSDIConfig):
-            if self.conditioning != "index-50":
+        if self.network.indices is not None:
+            if self.indices is None:
                 raise ConfigError("conditioning", self.conditioning, "index-50, which is what this network knows")
-            if self.network.steps != CSDI_STEPS:
-                raise ConfigError("network.steps", self.network.steps, f"{CSDI_STEPS}, the steps of the schedule")
+            if self.network.indices != self.indices:
+                raise ConfigError("network.steps", self.network.indices, f"{self.indices}, the steps of the schedule")
+
+    @classmethod
+    def of(cls, network: NetworkConfig, **rest: Any) -> Self:
+        """The model of a network by its recipe, but for what is said; None says nothing."""
+        recipe = network.recipe
+        own = {name: getattr(recipe, name) for name in ("schedule", "parametrisation", "conditioning")}
+        return cls(network=network, **own | {name: value for name, value in rest.items() if value is not None})
 
     @property
     def indices(self) -> int | None:
         """T where the network knows the times i/T only, i = 1 ... T."""
         return CSDI_STEPS if self.conditioning == "index-50" else None
+
+    def sparing(self, strategy: Strategy) -> Strategy:
+        """The strategy, with covariates never asked for."""
+        columns = tuple(map(self.features.index, self.covariates))
+        return Sparing(strategy, columns) if columns else strategy
 
 
 @final
@@ -131,7 +147,7 @@ class SeriesModel(nn.Module):
         scale: Sequence[float] | np.ndarray | Tensor | None = None,
     ):
         super().__init__()
-        self.level: Level = config.level
+        self.level_of = LEVEL_OF[config.level]
         self.denoiser = GaussianDenoiser(
             config.network.build(),
             SCHEDULES[config.schedule](),
@@ -148,6 +164,18 @@ class SeriesModel(nn.Module):
         if not bool((self.scale >= 0).all()):
             raise ArgumentError("scale", scale, "numbers >= 0")
 
+    @classmethod
+    def drawn(cls, config: SeriesConfig, centre: np.ndarray, scale: np.ndarray, *, seed: int) -> Self:
+        """A model to be trained, with first weights that a seed decides."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, centre, scale)
+
+    def taught(self, trained: Trained) -> Self:
+        """The model itself with the averaged weights of its denoiser's training, in evaluation mode."""
+        self.denoiser.load_state_dict(trained.average(self.denoiser).state_dict())
+        return self.to(next(self.denoiser.parameters()).device).eval()  # where training took the denoiser alone
+
     def normalised(self, values: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """Values in the network's units, and the level that was taken off.
 
@@ -160,9 +188,7 @@ class SeriesModel(nn.Module):
         """
         scale = torch.where(self.scale > 0, self.scale, 1)
         x = torch.where(given, normalise(values, self.centre, scale), 0)
-        if self.level == "series":
-            return x, x.new_zeros(len(x), 1, x.shape[2])
-        level = window_level(x, given)
+        level = self.level_of(x, given)
         return torch.where(given, x - level, 0), level
 
     def restored(self, x: Tensor, level: Tensor) -> Tensor:
@@ -183,3 +209,28 @@ def times_of(config: SeriesConfig) -> Times | None:
 def kernel_of(config: SeriesConfig, model: SeriesModel | Any) -> Gaussian:
     """The forward process of a model, to be bound to the cells of windows by `given(mask=, counted=)`."""
     return Gaussian(model.denoiser.schedule, Targets())
+
+
+def imputation_of(
+    config: SeriesConfig,
+    model: SeriesModel,
+    strategy: Strategy,
+    some: Mapping[str, Tensor],
+    *,
+    weighting: WeightName | None = None,
+    seed: int = 0,
+) -> Imputation:
+    """The loss of a model, of every counted cell alike.
+
+    Args:
+        config: of the model.
+        model: whose denoiser learns.
+        strategy: which seen cells are asked for.
+        some: windows of the training data: "seen" (N, L, K) bool, perhaps "present" (N, L) bool.
+        weighting: of the error; None for the network's own.
+        seed: of the targets by which the cells of a window are counted.
+    """
+    kernel, times, level = kernel_of(config, model), times_of(config), LEVEL_OF[config.level]
+    per = typical(strategy, some["seen"], some.get("present"), seed=seed)
+    weight = WEIGHTS[weighting or config.network.recipe.weighting]
+    return Imputation(model.denoiser, kernel, strategy, per, weight=weight, times=times, level=level)

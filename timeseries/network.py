@@ -13,17 +13,19 @@ published, 0.27 times with both in bfloat16 (one thread of a busy machine).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from ..core.config import Range, check_fields
-from ..core.errors import ArgumentError, ConfigError
+from ..core.errors import ConfigError
 from ..core.layers import Conditioning, zeroed
 from .blocks import FeatureBlock, TimeBlock, modulated, rotation, waves
-from .layers import Cells, cells, per_state, states_of
+from .layers import Cells, Network, cells
+from .recipes import Recipe
 
 __all__ = ["SeriesNet", "SeriesNetConfig", "SeriesSide"]
 
@@ -39,6 +41,13 @@ class SeriesNetConfig:
     Raises:
         ConfigError: a value out of its range, a width that is no multiple of four for every head.
     """
+
+    recipe: ClassVar[Recipe] = Recipe("cosine", "v", "log-snr", "velocity")
+    """Our own."""
+    terms: ClassVar[Mapping[str, str]] = {}
+    """What commands call otherwise -> field."""
+    indices: ClassVar[int | None] = None
+    """The network knows all times."""
 
     features: Annotated[int, Range(1, 100_000)]
     """K."""
@@ -79,6 +88,11 @@ class SeriesNetConfig:
         total = self.blocks * (self.axes * block + induced) + (self.axes * self.blocks + 1) * 2 * w * (w + 1)
         return total + w * (w + 1) + self.features * w + 3 * w + 2 * w * (w + 1) + w + 1
 
+    @property
+    def work(self) -> float:
+        """What the network costs for each cell: its width times its blocks, half without attention over features."""
+        return self.width * self.blocks * self.axes / 2
+
     def build(self) -> SeriesNet:
         """A freshly initialised network of these sizes."""
         return SeriesNet(self)
@@ -99,8 +113,9 @@ class SeriesSide:
     by: Tensor
 
 
-class SeriesNet(nn.Module):
-    """See the module's docstring; called `network(x, c, observed=, known=, stamps=, present=)`, or with `side=`.
+@final
+class SeriesNet(Network[SeriesSide]):
+    """See the module's docstring; called as every `Network`.
 
     Args:
         config: sizes.
@@ -133,45 +148,11 @@ class SeriesNet(nn.Module):
         start = self.given(given).to(kind) + (rows.unsqueeze(2) + self.column.weight)
         return SeriesSide(found, start, rotation(stamps, self.config.width // self.config.heads // 2).unsqueeze(2))
 
-    def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        *,
-        observed: Tensor | None = None,
-        known: Tensor | None = None,
-        stamps: Tensor | None = None,
-        present: Tensor | None = None,
-        side: SeriesSide | None = None,
-    ) -> Tensor:
-        """A number for every cell.
-
-        Args:
-            x: states (B * S, L, K), S of every window one after another; read where nothing is given.
-            c: noise levels (B * S,), in about [0, 1000].
-            observed: (B, L, K), values of given cells; not read elsewhere.
-            known: (B, L, K) bool, the given cells.
-            stamps: (B, L), times of the rows in steps of the series; real numbers.
-            present: (B, L) bool, False on padding rows.
-            side: instead of these four, `side(...)` of them.
-
-        Returns:
-            (B * S, L, K), zero on padding rows.
-
-        Raises:
-            ArgumentError: shapes or types that do not fit; neither a side nor what makes one.
-        """
-        if side is None:
-            if observed is None or known is None or stamps is None:
-                raise ArgumentError("observed, known, stamps", None, "all three, or side")
-            side = self.side(observed, known, stamps, present)
-        found = side.cells
-        count = states_of(x, c, found)
-        seen = per_state(x, found.windows).masked_fill(~found.free[:, None], 0).to(side.start.dtype)
+    def output_of(self, states: Tensor, c: Tensor, side: SeriesSide, mask: Tensor | None) -> Tensor:
+        count = states.shape[1]
+        seen = states.to(side.start.dtype)
         h = torch.addcmul(side.start[:, None], seen.unsqueeze(4), self.state).flatten(0, 1)
         by = side.by if count == 1 else side.by.repeat_interleave(count, 0)
-        present = found.repeated(count)
-        mask = None if present is None else present[:, None, None]
         levels = self.modulation(self.conditioning(c)).to(h.dtype).unflatten(1, (-1, 2, 1, 1, self.config.width))
         scales, shifts = levels[:, :, 0].unbind(1), levels[:, :, 1].unbind(1)
         for index, block in enumerate(self.times):
@@ -179,5 +160,4 @@ class SeriesNet(nn.Module):
             if self.features:
                 other = self.config.blocks + index
                 h = self.features[index](h, scales[other], shifts[other])
-        y = self.output(modulated(h, scales[-1], shifts[-1])).squeeze(3)
-        return y if present is None else y.masked_fill(~present[:, :, None], 0)
+        return self.output(modulated(h, scales[-1], shifts[-1])).squeeze(3)

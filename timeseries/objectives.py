@@ -16,8 +16,8 @@ have n counted cells. A window that has none counts nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias, final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,10 @@ from ..core.objectives import Denoising, Look, Times, Weight, simple
 from ..core.randomness import Randomness
 from ..core.structure import opened
 from .kernel import Targets
+from .scaling import LevelOf, series_level
 from .targets import Strategy
 
-__all__ = ["Imputation", "LevelOf", "pose"]
-
-LevelOf: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(values, known), both (B, L, K) -> what is subtracted from the values, (B, 1, K), of the given cells alone."""
+__all__ = ["Imputation", "pose"]
 
 
 def pose(
@@ -101,7 +99,7 @@ class Imputation(nn.Module):
         weight: of the error, see `core.objectives`; `simple` is the published one.
         times: the law of t.
         blind: whether cells that are missing in the data are noised too, as at the time of imputing.
-        level: of a window, subtracted once its given cells are known, such as `scaling.window_level`.
+        level: of a window, subtracted once its given cells are known, see `scaling.LEVEL_OF`.
     """
 
     def __init__(
@@ -114,7 +112,7 @@ class Imputation(nn.Module):
         weight: Weight = simple,
         times: Times | None = None,
         blind: bool = True,
-        level: LevelOf | None = None,
+        level: LevelOf = series_level,
     ):
         super().__init__()
         if not isinstance(kernel, Gaussian) or not isinstance(kernel.noise, Targets):
@@ -152,9 +150,8 @@ class Imputation(nn.Module):
             if bool((target & ~seen).any()):
                 raise ArgumentError("target", "a cell that is not seen", "cells whose truth is known")
         known = seen & ~target
-        if self.level is not None:
-            values = values - self.level(values, known)
         rest = {name: batch[name] for name in batch.keys() - {"values", "seen", "stamps", "present", "target"}}
+        values = values - self.level(values, known)
         posed = pose(values, known, batch["stamps"], counted=target, present=present, blind=self.blind)
         return {**rest, **posed}
 

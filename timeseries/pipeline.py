@@ -29,13 +29,11 @@ from ..core.errors import ArgumentError, PolydiffError, check_counts
 from ..core.gaussian import Gaussian
 from ..core.options import TrainingOptions
 from ..core.pipeline import Card, Pipeline
-from .csdi import CSDIConfig
 from .drawing import DEFAULT_SAMPLER, Drawing, How, snapped
 from .filling import Plan, fill
 from .fitting import JUDGES, fitted, judged
 from .forecasting import prolonged
-from .model import SeriesConfig, SeriesModel, kernel_of
-from .network import SeriesNetConfig
+from .model import NetworkConfig, SeriesConfig, SeriesModel, kernel_of
 from .scaling import Level
 from .series import Series
 from .stitching import Paths, Stretch, interleaved, run
@@ -132,7 +130,7 @@ class ImputationPipeline(Pipeline[SeriesConfig]):
         covariates: Sequence[str] = (),
         strategy: Strategy | None = None,
         options: TrainingOptions | None = None,
-        network: SeriesNetConfig | CSDIConfig | None = None,
+        network: NetworkConfig | None = None,
         held_out_share: float = 0.05,
         folder: str | os.PathLike[str] | None = None,
         resume: bool = False,

@@ -14,8 +14,8 @@ differs from window to window has the scale of level "series".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,10 +23,13 @@ from torch import Tensor
 
 from ..core.errors import ArgumentError
 
-__all__ = ["LEVELS", "Level", "constants", "fit_scale", "normalise", "restore", "window_level"]
+__all__ = [
+    "LEVEL_OF", "Level", "LevelOf", "constants", "fit_scale", "normalise", "restore", "series_level", "window_level"
+]  # fmt: skip
 
 Level = Literal["series", "window"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+LevelOf: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(values, given), both (B, L, K) -> what is subtracted from the values, (B, 1, K), of the given cells alone."""
 
 _ROUNDING = 1e-12
 """Relative to its largest value, a feature that varies less than this is constant."""
@@ -50,8 +53,8 @@ def fit_scale(
     Raises:
         ArgumentError: no arrays, other shapes, infinities, or a feature without an observed cell (it is named).
     """
-    if level not in LEVELS:
-        raise ArgumentError("level", level, " or ".join(LEVELS))
+    if level not in LEVEL_OF:
+        raise ArgumentError("level", level, " or ".join(LEVEL_OF))
     parts = [np.asarray(part, dtype=np.float64) for part in windows]
     if not parts or any(part.ndim not in (2, 3) or part.shape[-1] != parts[0].shape[-1] for part in parts):
         raise ArgumentError("windows", [part.shape for part in parts[:4]], "arrays (L, K) or (N, L, K), equal K")
@@ -108,6 +111,11 @@ def restore(values: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
     return values.double() * scale + centre
 
 
+def series_level(values: Tensor, given: Tensor) -> Tensor:
+    """Nothing, zeros (B, 1, K), of normalised values (B, L, K): they have the series' level already."""
+    return torch.zeros_like(values[:, :1])
+
+
 def window_level(values: Tensor, given: Tensor) -> Tensor:
     """The mean of the given cells of each window and feature, (B, 1, K); 0, the series' mean, where none is given.
 
@@ -117,3 +125,6 @@ def window_level(values: Tensor, given: Tensor) -> Tensor:
     """
     count = given.sum(1, keepdim=True)
     return torch.where(given, values, 0).sum(1, keepdim=True) / count.clamp(min=1)
+
+
+LEVEL_OF: Mapping[Level, LevelOf] = {"series": series_level, "window": window_level}

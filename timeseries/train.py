@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
-
 from ..core.commands import CONFIG_NAME, run
 from ..core.config import save
 from ..core.errors import ArgumentError
 from ..core.machine import machine
-from ..core.methods import WEIGHTS
-from ..core.names import WeightName
 from ..core.pipeline import Card
 from ..core.runs import check_begun, command_line
 from ..core.training import Trained
@@ -26,20 +22,15 @@ from .checks import READ, flags
 from .csdi import CSDIConfig
 from .data import Windows, load
 from .fitting import MANY
-from .model import SeriesConfig, SeriesModel, kernel_of, times_of
+from .model import SeriesConfig, SeriesModel, imputation_of
 from .network import SeriesNetConfig
 from .objectives import Imputation
 from .options import NetworkName, TargetsName, Train
 from .pipeline import ImputationPipeline
-from .scaling import window_level
 from .sources import Split
-from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, typical, whole
+from .targets import BANK, Blocks, Forecast, Mixture, Patterned, Random, Sparing, Strategy, WholeSeries, whole
 
 __all__ = ["data_of", "main", "objective_of", "series_config", "targets_of", "train"]
-
-
-WEIGHTING: Mapping[NetworkName, WeightName] = {"ours": "velocity", "csdi": "simple"}
-"""Where the options leave it open: unweighted in what the network predicts, v and the noise."""
 
 
 def main(options: Train) -> None:
@@ -82,9 +73,7 @@ def train(
         TrainingError, CheckpointError: see `core.training.train`.
     """
     config = series_config(data, options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.training.seed)
-        model = SeriesModel(config, data.centre, data.spread)
+    model = SeriesModel.drawn(config, data.centre, data.spread, seed=options.training.seed)
     pipeline = ImputationPipeline(config, model)
     if announce is not None:
         announce(sum(parameter.numel() for parameter in model.parameters()))
@@ -99,9 +88,7 @@ def train(
         on_begin=lambda: save(options.out / CONFIG_NAME, "train", "timeseries", options),
         on_log=on_log,
     )
-    model.denoiser.load_state_dict(trained.average(model.denoiser).state_dict())
-    model.eval()
-    pipeline.to(next(model.denoiser.parameters()).device)  # where training took the denoiser alone
+    model.taught(trained)
     if trained.is_main_process:
         pipeline.save_pretrained(options.out / "model", card=card(data, options, trained.history[-1]["seconds"]))
     return pipeline, trained
@@ -134,13 +121,8 @@ def data_of(options: Train, split: Split) -> Windows:
 
 def objective_of(model: SeriesModel, config: SeriesConfig, data: Windows, options: Train) -> Imputation:
     """The loss that the options ask for: of every counted cell alike."""
-    strategy = targets_of(data, options)
-    some = data.some(BANK)
-    per = typical(strategy, some["seen"], some.get("present"), seed=options.training.seed)
-    weight = WEIGHTS[options.weighting or WEIGHTING[options.network]]
-    level = window_level if config.level == "window" else None
-    kernel, times = kernel_of(config, model), times_of(config)
-    return Imputation(model.denoiser, kernel, strategy, per, weight=weight, times=times, level=level)
+    strategy, seed = targets_of(data, options), options.training.seed
+    return imputation_of(config, model, strategy, data.some(BANK), weighting=options.weighting, seed=seed)
 
 
 def targets_of(data: Windows, options: Train) -> Strategy:
@@ -193,6 +175,9 @@ STRATEGIES: Mapping[TargetsName, Callable[[Windows, Train], Strategy]] = {
 }
 
 
+NETWORKS: Mapping[NetworkName, type[SeriesNetConfig] | type[CSDIConfig]] = {"ours": SeriesNetConfig, "csdi": CSDIConfig}
+
+
 def series_config(data: Windows, options: Train) -> SeriesConfig:
     """The model that the options ask for, completed by what the data say.
 
@@ -200,29 +185,17 @@ def series_config(data: Windows, options: Train) -> SeriesConfig:
         ArgumentError: a schedule of CSDI's network, which is told one of 50 indices of its own.
     """
     columns(options.covariates, data.features)
-    sizes = {"features": len(data.features), **{k: v for k, v in vars(options.sizes).items() if v is not None}}
-    own: dict[str, str] = {}
-    if options.network == "csdi":
-        if options.schedule is not None:
-            raise ArgumentError("--schedule", options.schedule, "nothing: CSDI's network has a schedule of its own")
-        names = {"width": "channels", "blocks": "layers"}
-        with flags({"channels": "--width", "layers": "--blocks", "heads": "--heads", "dropout": "--dropout"}):
-            network = CSDIConfig(**{names.get(name, name): value for name, value in sizes.items()})
-        own = {"schedule": "csdi", "conditioning": "index-50", "parametrisation": "eps"}
-    else:
-        with flags({name: f"--{name}" for name in ("width", "blocks", "heads", "inducing", "dropout")}):
-            network = SeriesNetConfig(**sizes)
-    own |= {} if options.schedule is None else {"schedule": options.schedule}
-    own |= {} if options.parametrisation is None else {"parametrisation": options.parametrisation}
-    return SeriesConfig(
-        features=tuple(data.features),
-        window=data.window,
-        network=network,
-        level=data.level,  # pyright: ignore[reportArgumentType]: it is of no other type there
-        step=data.step,
-        covariates=options.covariates,
-        **own,  # pyright: ignore[reportArgumentType]: names, out of options that hold no others
-    )
+    kind = NETWORKS[options.network]
+    if options.schedule is not None and kind.recipe.settled:
+        raise ArgumentError("--schedule", options.schedule, f"nothing: {kind.recipe.settled}")
+    words = {name: kind.terms.get(name, name) for name in vars(options.sizes)}
+    sizes = {words[name]: value for name, value in vars(options.sizes).items() if value is not None}
+    with flags({field: f"--{name}" for name, field in words.items()}):
+        network = kind(features=len(data.features), **sizes)
+    return SeriesConfig.of(
+        network, features=tuple(data.features), window=data.window, level=data.level, step=data.step,
+        covariates=options.covariates, schedule=options.schedule, parametrisation=options.parametrisation,
+    )  # fmt: skip
 
 
 def card(data: Windows, options: Train, seconds: float) -> Card:

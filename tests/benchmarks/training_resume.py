@@ -40,8 +40,8 @@ from polydiff.vision.data import load
 from polydiff.vision.options import Train
 from polydiff.vision.pipeline import ImagePipeline
 from polydiff.vision.train import image_config
-from tests.core.test_training import HIDDEN, STEPS, interrupt_and_resume, kill_and_resume
-from tests.core.training_case import Objective, run, state
+from tests.core.test_resume import HIDDEN, interrupt_and_resume, kill_and_resume
+from tests.core.training_case import STEPS, Objective, run, state
 
 SEED, KILLS, TIMED, SAVES = 0, 50, 40, 10
 RESULTS = Path(__file__).parent / "results" / "training_resume.json"

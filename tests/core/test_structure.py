@@ -32,7 +32,7 @@ from polydiff.core.structure import opened
 from polydiff.core.training import Interrupted, train
 from polydiff.core.vdm import VDM, LearnedSchedule
 from tests.core.cases import INDEX, B, normal
-from tests.core.test_training import stop_at
+from tests.core.test_resume import stop_at
 from tests.core.training_case import OPTIONS, state
 
 STRUCTURE: dict[str, Any] = {"index": INDEX, "num_graphs": B}

@@ -1,6 +1,6 @@
 """The smallest training run that has everything that can go wrong on resume: shuffled data that end in mid-batch,
 random augmentation, dropout, noise, a cosine, gradient accumulation and an average. Run by torchrun, it trains on two
-processes (`test_training` compares)."""
+processes (`test_training` compares; `test_resume` interrupts and kills)."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ OPTIONS = TrainingOptions(
     cpu=True,
     progress=False,
 )
+STEPS = OPTIONS.steps
 
 
 class Objective(nn.Module):

@@ -21,6 +21,7 @@ from polydiff.timeseries.model import SeriesModel
 from polydiff.timeseries.network import SeriesNet
 from polydiff.timeseries.options import Sizes, Train
 from polydiff.timeseries.pipeline import ImputationPipeline
+from polydiff.timeseries.scaling import series_level, window_level
 from polydiff.timeseries.series import Series
 from polydiff.timeseries.targets import Random
 from polydiff.timeseries.train import objective_of, series_config, targets_of, train
@@ -99,13 +100,13 @@ def test_the_loss_counts_cells_alike() -> None:
     config = series_config(data, options)
     objective = objective_of(SeriesModel(config, data.centre, data.scale), config, data, options)
     assert objective.per == 6  # two rows of three features, all of them seen
-    assert objective.level is None
+    assert objective.level is series_level
     assert objective.denoising.weight is WEIGHTS["velocity"]
     drifting = windows(level="window")
     config = series_config(drifting, options)
     model = SeriesModel(config, drifting.centre, drifting.scale)
     assert config.level == "window"
-    assert objective_of(model, config, drifting, options).level is not None
+    assert objective_of(model, config, drifting, options).level is window_level
     other = objective_of(model, config, drifting, replace(options, weighting="plain"))
     assert other.denoising.weight is WEIGHTS["plain"]
 
