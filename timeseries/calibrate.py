@@ -41,7 +41,9 @@ def main(options: Calibrate) -> None:
             "first, from Python: ImputationPipeline.from_pretrained(name).save_pretrained(folder)"
         )
     pipeline = load_model(str(folder))
-    trained = trained_with(str(options.model), options.data, tuple(NAMES))
+    trained = trained_with(
+        str(options.model), options.data, tuple(NAMES), carry=options.carry, day_first=options.day_first
+    )
     config = pipeline.config
     data = load(
         trained.data,

@@ -63,7 +63,7 @@ def windows_of(pipeline: ImputationPipeline, options: Evaluate) -> tuple[Windowe
     Raises:
         ArgumentError: nothing tells the data set, or it has other features than the model.
     """
-    trained = trained_with(options.model, options.data, tuple(NAMES))
+    trained = trained_with(options.model, options.data, tuple(NAMES), carry=options.carry, day_first=options.day_first)
     config = pipeline.config
     data = load(
         trained.data, options.split, window=config.window, stride=options.stride, level=config.level,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,17 +27,31 @@ def load_model(name: str) -> ImputationPipeline:
     return ImputationPipeline.from_pretrained(path if path.is_dir() else name, device=device())
 
 
-def trained_with(model: str, data: str | None, names: tuple[str, ...]) -> Train:
+def trained_with(
+    model: str,
+    data: str | None,
+    names: tuple[str, ...],
+    *,
+    carry: tuple[str, ...] | None = None,
+    day_first: bool | None = None,
+) -> Train:
     """How the model's run was begun, on the data set that is asked for.
 
     Args:
         model: as for `load_model`.
         data: a data set; None for the one that the run was trained on, or that the shipped model is named after.
         names: of the data sets that have one.
+        carry, day_first: how own files are read; None as in the run.
 
     Raises:
         ArgumentError: nothing tells the data set.
     """
+    told = {"carry": carry, "day_first": day_first}
+    return replace(begun(model, data, names), **{name: value for name, value in told.items() if value is not None})
+
+
+def begun(model: str, data: str | None, names: tuple[str, ...]) -> Train:
+    """The same without what is told of the files."""
     kept = Path(model) / CONFIG_NAME
     found = None
     if (kept.parent / "model").is_dir() and kept.is_file():

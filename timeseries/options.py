@@ -205,6 +205,10 @@ class Evaluate:
     """The data set: a name, or a path as for train; None for the run's own."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
+    carry: tuple[str, ...] | None = None
+    """Columns of own files that are no series; None for the run's own."""
+    day_first: bool | None = None
+    """Whether dates of own files such as 1/2/2023 have the day first; None as in the run, or to see it from them."""
     split: Literal["valid", "test"] = "test"
     """The held-out part."""
     targets: tuple[HiddenName, ...] = ("random",)
@@ -254,6 +258,10 @@ class Calibrate:
     """Windows to condition on: as for train; None for the run's own."""
     data_root: Path | None = None
     """Where the named data sets lie or are downloaded to [POLYDIFF_DATA, else ~/.cache/polydiff]."""
+    carry: tuple[str, ...] | None = None
+    """Columns of own files that are no series; None for the run's own."""
+    day_first: bool | None = None
+    """Whether dates of own files such as 1/2/2023 have the day first; None as in the run, or to see it from them."""
     calls: tuple[Annotated[int, Range(1, 200)], ...] = (5, 10)
     """Network calls, a solver for each."""
     count: Annotated[int, Range(8, 10**6)] = 128

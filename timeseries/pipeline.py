@@ -9,9 +9,10 @@
     pipeline.forecast(X, horizon=24)                       # the 24 rows that follow
     pipeline.save_pretrained("runs/mine"); ImputationPipeline.from_pretrained("runs/mine")
 
-X is an array (N, L, K) or (L, K), a DataFrame, or a list of series (L, K) of any lengths. Series longer than the
-model's window are filled in two passes, see `stitching`. Sample s of series n depends on the seed, n and s alone; what
-else is in the call, and how it is split into batches, shows in the last digits at most.
+X is an array (N, L, K) or (L, K), a DataFrame, a list of series (L, K) of any lengths, or any of these as
+`frames.read(X, keep=, time=, day_first=)` read it, where columns or dates need a word. Series longer than the model's
+window are filled in two passes, see `stitching`. Sample s of series n depends on the seed, n and s alone; what else is
+in the call, and how it is split into batches, shows in the last digits at most.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Solvers of the probability-flow ODE beside diffusers, k-diffusion's formulas and azula, on the same exact denoisers.
 
-    python -m tests.benchmarks.samplers
+    python -m tests.benchmarks.samplers [--known-peers]
 
 A problem is a mixture of 8 normals (centres from N(0, I), deviation 0.2) under DDPM's 1000 linear betas; 5 problems in
 each of 2, 16 and 64 dimensions. Everybody starts from the same fresh noise, x ~ N(0, I), with 5, 10, 20 or 50 calls of
@@ -12,7 +12,8 @@ that turns out best on the very trajectories of the figure.
 
 The rmse is ruled by the few trajectories that a border between two modes sends the wrong way: one in 4096 gives 0.02.
 So ratios scatter by problem, and the figure to read is their geometric mean over problems beside the median error. For
-10 calls and more a fifth of the trajectories of the fit are those of a pool on which a classical solver errs most.
+10 calls and more the starts of the fit are, but for a quarter, those of a pool at which the flow is most sensitive
+(`core.borders`). With `--known-peers` the peers' choices are those of the results, which depend on none of this.
 
 `left_out` names the peers' choices that the library refuses for so many calls, with its own reason, or that end in
 numbers that are not finite; they are out of the running. `shared` compares solvers that both sides have, on the same
@@ -29,7 +30,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +42,7 @@ import torch
 from torch import Tensor
 
 from polydiff.core import grids
+from polydiff.core.borders import at_borders, sensitivities
 from polydiff.core.calibration import Trajectories, calibrate
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
@@ -54,7 +56,9 @@ from tests.benchmarks._samplers_peers import Oracle, Unusable, azula_peers, diff
 from tests.problems import MixtureData
 
 DIMENSIONS, SEEDS, CALLS, COUNT = (2, 16, 64), (0, 1, 2, 3, 4), (5, 10, 20, 50), 1024
-FRESH, ROUGH, ADMITTED, FINALISTS = 4096, 192, 60, 6
+BORDER = 600
+"""Starts of the fit that lie at borders."""
+FRESH, ROUGH, ADMITTED, FINALISTS = 16384, 192, 60, 6
 """Trajectories of the figures, and of the first look at all choices of the peers; how many choices go on to
 all `COUNT`, and how many of the best solvers among them to the figures."""
 FITS: dict[int, dict[str, int]] = {
@@ -86,19 +90,10 @@ def solved(data: MixtureData, x: Tensor, steps: int) -> Trajectories:
     return Trajectories(data.denoise(KERNEL), KERNEL, x, data.flow(KERNEL.schedule, x, 1.0, steps), 1.0)
 
 
-def batches(pool: Trajectories, order: Tensor) -> list[Trajectories]:
-    """A small random batch, which ranks classical tables, and a large one with 208 from the front of `order`."""
-    chosen = order[:256][torch.randperm(256, generator=torch.Generator().manual_seed(0))[:208]]
-    parts = (torch.arange(192), torch.cat([chosen, torch.arange(1024, 1648)]))
+def batches(pool: Trajectories, chosen: Tensor) -> list[Trajectories]:
+    """A small random batch, which ranks classical tables, and a large one with chosen starts at its front."""
+    parts = (torch.arange(192), torch.cat([chosen, torch.arange(1024, 1024 + 824 - len(chosen))]))
     return [pool._replace(x=pool.x[part], target=pool.target[part]) for part in parts]
-
-
-def hardest_first(pool: Trajectories) -> Tensor:
-    """The starts in the order of falling error of a classical solver with 20 calls: those near borders come first."""
-    rough = pool._replace(x=pool.x[:192], target=pool.target[:192])
-    solver = calibrate([rough], [rough], 20, iterations=0, rivals=1)
-    errors = (last(solver(pool.denoise, KERNEL, pool.x)) - pool.target).square().mean(1)
-    return errors.argsort(descending=True)
 
 
 def figures(y: Tensor, target: Tensor) -> dict[str, float]:
@@ -114,11 +109,11 @@ def figures(y: Tensor, target: Tensor) -> dict[str, float]:
 
 
 def peers(
-    data: MixtureData, tuning: Trajectories, test: Trajectories, calls: int
+    data: MixtureData, tuning: Trajectories, test: Trajectories, calls: int, known: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """The solvers admitted, with the options that are best on `tuning`; the finalists also on `test`.
 
-    And the choices left out, with the reason why.
+    And the choices left out, with the reason why. With `known`, the row of an earlier run, its choices.
     """
     oracle = Oracle(data)
     rough = tuning._replace(x=tuning.x[:ROUGH], target=tuning.target[:ROUGH])
@@ -128,6 +123,9 @@ def peers(
         for name, options, peer in offered()
     ]
     left_out: dict[str, str] = {}
+    if known is not None:
+        choices = [choice for choice in choices if known["peers"].get(choice[0], {}).get("options") == choice[1]]
+        left_out |= known["left_out"]
 
     def error(choice: Any, on: Trajectories) -> float:
         label, options, peer = choice
@@ -182,12 +180,13 @@ def microseconds(function: Callable[[], Any], calls: int) -> float:
     return 1e6 * statistics.median(seconds) / calls
 
 
-def measure(D: int, seed: int) -> Iterator[dict[str, Any]]:
-    """One problem, one row for each number of calls."""
+def measure(D: int, seed: int, known: Mapping[int, Any]) -> Iterator[dict[str, Any]]:
+    """One problem, one row for each number of calls; `known` are earlier rows by their calls."""
     data = MixtureData.drawn(D, 1000 * D + seed)
     # Three disjoint streams of noise: for the fit, to compare fits, and for the figures.
     pool, validation = solved(data, noise(D, 8192, 10), 200), [solved(data, noise(D, 2048, 20), 300)]
-    plain, hard = batches(pool, torch.arange(4096, 8192)), batches(pool, hardest_first(pool))
+    border = at_borders(sensitivities(pool, generator=torch.Generator().manual_seed(seed)), BORDER)
+    plain, hard = batches(pool, torch.arange(4096, 4096 + 208)), batches(pool, border)
     x = noise(D, FRESH, 30)
     test = solved(data, x, 300)
     tuning = validation[0]._replace(x=validation[0].x[:COUNT], target=validation[0].target[:COUNT])
@@ -202,7 +201,7 @@ def measure(D: int, seed: int) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"D": D, "seed": seed, "calls": calls, "fit_seconds": round(seconds, 1)}
         row |= {name: figures(y, test.target) for name, y in ends.items()}
         row["classical"]["solver"] = classical.start
-        row["peers"], row["left_out"] = peers(data, tuning, test, calls)
+        row["peers"], row["left_out"] = peers(data, tuning, test, calls, known.get(calls))
         best = min(row["peers"], key=lambda name: row["peers"][name]["tuned"])
         row["best_peer"] = best
         row["ratio"] = row["calibrated"]["rmse"] / row["peers"][best]["rmse"]
@@ -288,9 +287,16 @@ def keep(new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def earlier(D: int, seed: int) -> dict[int, Any]:
+    """calls -> row in the results."""
+    rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
+    return {row["calls"]: row for row in rows if (row["D"], row["seed"]) == (D, seed)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the problems; other results are kept")
+    parser.add_argument("--known-peers", action="store_true", help="take the peers' choices from the results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -298,7 +304,7 @@ def main() -> None:
     print("  D seed calls   theirs classical calibrated  ratio (hindsight) (median)  best peer", flush=True)
     for seed, D in product(options.seeds, DIMENSIONS):
         new: list[dict[str, Any]] = []
-        for row in measure(D, seed):
+        for row in measure(D, seed, earlier(D, seed) if options.known_peers else {}):
             new.append(row)
             theirs = row["peers"][row["best_peer"]]["rmse"]
             print(

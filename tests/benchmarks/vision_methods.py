@@ -7,7 +7,7 @@ All models share one network, one budget of training images and one seed. The fi
 samplers are compared on it, and it teaches the distilled and the consistency models. Every sampler starts from the same
 noise. FID is taken in the features of a classifier of the data set, of `--samples` images against all training images;
 the same figure of held-out images stands beside it. With `--data fashion-mnist` the model that ships takes the place of
-the first, as what samplers are compared on and as the teacher; `--steps` shortens every training. Models are kept in
+the first, as what samplers are compared on and as the teacher; `--steps` is the budget. Models are kept in
 `--models` and not trained again; results are written part by part, and parts that were not asked for keep their old
 entry.
 """
@@ -128,8 +128,7 @@ class Bench:
     def trained(self, name: str, objective: nn.Module, data: Any = None, **changes: Any) -> Any:
         """The objective with averaged weights after the common budget of training."""
         folder = self.options.models / self.data.name / name
-        options = replace(OPTIONS, **changes)
-        options = replace(options, steps=min(options.steps, self.options.steps))
+        options = replace(OPTIONS, **{"steps": self.options.steps} | changes)
         before = time.monotonic()
         trained = train(objective, data or self.data, options, folder=folder, resume=folder.exists())
         print(f"{name}: {options.steps} steps, {time.monotonic() - before:.0f} s", flush=True)
@@ -321,7 +320,7 @@ def distilled(bench: Bench) -> None:
         student = GaussianDenoiser(learner(teacher), kernel.schedule, v)
         objective = Distillation(student, teacher, kernel, grid)
         n = (len(grid) - 1) // 2
-        steps = STEPS if n <= 8 else STEPS // 3
+        steps = bench.options.steps if n <= 8 else bench.options.steps // 3
         teacher = bench.trained(f"distilled-{n}", objective, steps=steps, learning_rate=5e-4).denoiser
         if n <= 8:
             bench.row((teacher, kernel), "distilled (DDIM)", on(ddim, grid[::2]))
@@ -349,7 +348,7 @@ def consistent(bench: Bench) -> None:
             denoiser,
             kernel,
             grid,
-            count or curriculum(min(STEPS, bench.options.steps), 10, 80),
+            count or curriculum(bench.options.steps, 10, 80),
             source,
             # The error of v, as the teacher's own: unweighted, the small times are hardly trained.
             weight=lambda schedule, t, s: objectives.velocity(schedule, t),
@@ -477,7 +476,7 @@ def main() -> None:
     parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--models", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--steps", type=int, default=STEPS, help="of a training, at most")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=450)
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")

@@ -182,6 +182,8 @@ def test_data_of_a_model(run: Path, tmp_path: Path) -> None:
     assert trained_with(str(run), None, ("co2",)).data == "elnino"
     assert trained_with(str(run), "co2", ("co2",)).data == "co2"
     assert trained_with("co2", None, ("co2",)).data == "co2"
+    own = trained_with(str(run), "own.csv", ("co2",), carry=("site",), day_first=True)
+    assert (own.data, own.carry, own.day_first) == ("own.csv", ("site",), True)
     with pytest.raises(ArgumentError, match="--data"):
         trained_with(str(tmp_path), None, ("co2",))
 

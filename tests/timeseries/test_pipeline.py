@@ -20,6 +20,7 @@ from polydiff.core.grids import uniform
 from polydiff.core.inpainting import repaint
 from polydiff.core.methods import SAMPLERS
 from polydiff.timeseries.drawing import DEFAULT_GRID, Drawing, even, snapped
+from polydiff.timeseries.frames import read
 from polydiff.timeseries.model import SCHEDULES, SeriesConfig, SeriesModel
 from polydiff.timeseries.pipeline import ImputationPipeline
 from polydiff.timeseries.replacement import particles
@@ -130,6 +131,18 @@ def test_tables_keep_index_columns_and_types():
     low, high = pipeline.quantile(table, (0.1, 0.9), count=5, steps=2)
     assert isinstance(low, pd.DataFrame)
     assert (low <= high).all(axis=None)
+
+
+def test_tables_whose_dates_need_a_word():
+    frame = pd.DataFrame({"date": [f"1/{month}/2023" for month in range(1, 5)], "a": [1.0, np.nan, 3.0, 4.0]})
+    frame["b"] = [5.0, 6.0, 7.0, np.nan]
+    pipeline = random_pipeline(names=("a", "b"))
+    with pytest.raises(DataError, match="day_first=True"):
+        pipeline.impute(frame, count=2)
+    filled = pipeline.impute(read(frame, day_first=True), count=2, steps=2)
+    assert filled["date"].tolist() == frame["date"].tolist() and not filled.isna().any(axis=None)
+    ahead = pipeline.forecast(read(frame, day_first=True), 2, count=2, steps=2)
+    assert [(stamp.month, stamp.day) for stamp in ahead.index] == [(5, 1), (6, 1)]
 
 
 def test_lists_of_series_of_different_lengths():
