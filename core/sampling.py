@@ -96,5 +96,5 @@ def walk(
             x = kernel.combine((a, x), *belief.times(b))
         else:
             assert isinstance(kernel, Gaussian)
-            x = kernel.combine((a, x), *belief.times(b), (c, kernel.noise.draw(x, generator)))
+            x = kernel.noise.perturbed(c, generator, (a, x), *belief.times(b))
         yield Step(s, x, belief)

@@ -59,7 +59,7 @@ def follow(
         x: the state at the time of the first call.
         generator: one, or a list with one per example; draws the noise.
     """
-    state_uses, belief_uses = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
+    state_end, belief_end = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
     repeated = {j for j, uses in Counter(j for row in rows for j, _ in row.beliefs).items() if uses > 1}
     states: dict[int, Tensor] = {0: x}
     beliefs: dict[int, Belief] = {}
@@ -67,21 +67,25 @@ def follow(
     for i, row in enumerate(rows):
         if row.call is not None:
             belief = denoise(x, row.call)
-            if calls in belief_uses:
+            if calls in belief_end:
                 # A mean that is needed twice is computed once; used once, its sum stays open and costs no pass.
                 beliefs[calls] = Belief(belief.mean) if calls in repeated else belief
             calls += 1
         terms = [(weight, states[j]) for j, weight in row.states]
         for j, weight in row.beliefs:
             terms.extend(beliefs[j].times(weight))
-        if row.noise is not None:
+        if row.noise is None:
+            x = kernel.combine(*terms)
+        else:
             assert isinstance(kernel, Gaussian)
-            terms.append((row.noise, kernel.noise.draw(x, generator)))
-        x = states[i + 1] = kernel.combine(*terms)
-        del terms  # else they would keep states and noise alive during the next call
-        for known, uses in ((states, state_uses), (beliefs, belief_uses)):
-            for j in [j for j in known if uses.get(j, -1) <= i and not (known is states and j == i + 1)]:
-                del known[j]
+            x = kernel.noise.perturbed(row.noise, generator, *terms)
+        del terms  # else they would keep states alive during the next call
+        for known, used, end in ((states, row.states, state_end), (beliefs, row.beliefs, belief_end)):
+            for j, _ in used:
+                if end[j] == i:
+                    known.pop(j, None)
+        if i + 1 in state_end:
+            states[i + 1] = x
         if row.time is not None:
             yield Step(row.time, x, belief)
 

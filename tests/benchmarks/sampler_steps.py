@@ -42,7 +42,8 @@ GOAL = 60.0
 """Microseconds."""
 
 Operation = tuple[int, list[tuple[float | Tensor, int]]]
-"""(where the result goes, [(number, where the state is)]); no terms for a draw of noise."""
+"""(where the result goes, [(number, where the state is)]); no terms for a draw of noise, and what is changed in place
+is its own first term."""
 
 
 class Recording(Isotropic):
@@ -72,6 +73,12 @@ class Recording(Isotropic):
         self.operations.append((self.place(result), [(number, place) for place, number in weights.items()]))
         return result
 
+    def perturbed(self, scale: float | Tensor, generator: Any, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
+        result = super().perturbed(scale, generator, *terms)
+        mean, drawn = self.place(result), self.operations[-1][0]
+        self.operations.append((mean, [(1.0, mean), (scale, drawn)]))
+        return result
+
     def draw(self, like: Tensor, generator: Any = None) -> Tensor:
         result = super().draw(like, generator)
         self.operations.append((self.place(result), []))
@@ -92,11 +99,17 @@ def bare(operations: list[Operation], given: dict[int, Tensor], generator: torch
                 states[out] = torch.randn(SHAPE, generator=generator)
                 continue
             (number, place), *rest = terms
-            if isinstance(number, Tensor):
+            if place == out:
+                result = states[out]
+            elif isinstance(number, Tensor):
                 result = states[place] * number
-            elif number == 1.0 and rest and not isinstance(rest[0][0], Tensor):
-                result = torch.add(states[place], states[rest[0][1]], alpha=rest[0][0])
-                rest = rest[1:]
+            elif number == 1.0 and rest:
+                x, ((number, place), *rest) = states[place], rest
+                if isinstance(number, Tensor):
+                    result = torch.addcmul(x, states[place], number)
+                else:
+                    result = torch.add(x, states[place], alpha=number)
+                del x
             else:
                 result = torch.add(ZERO, states[place], alpha=number)
             for number, place in rest:
