@@ -50,7 +50,7 @@ class Distribution(Protocol[X]):
 class OpenMean(ABC):
     """What has a mean that is a sum of numbers times states, and stays open until `mean` is asked for.
 
-    Who needs a multiple of the mean in a sum of their own takes its terms, which costs no pass over memory for the mean.
+    Who needs a multiple of the mean in a sum of their own takes its terms, which costs no pass over memory.
     """
 
     _mean: Tensor | None

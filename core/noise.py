@@ -69,7 +69,7 @@ class Noise(nn.Module, ABC):
         return result
 
     def perturbed(self, scale: float | Tensor, generator: Randomness, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
-        """A draw from N(the sum of the terms, scale^2 Sigma); the noise comes last, and is added while still at hand."""
+        """A draw from N(the sum of the terms, scale^2 Sigma); its noise comes last and is added from the cache."""
         mean = self.combine(*terms)
         return self._added(mean, scale, self.draw(mean, generator))
 
@@ -94,6 +94,12 @@ class Noise(nn.Module, ABC):
     @abstractmethod
     def squares(self, x: Tensor) -> Tensor:
         """x' Sigma^+ x per example, (B,)."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The root of `squares`, (B,); its gradient is 0 where it is 0."""
+        squares = self.squares(x)
+        there = squares > 0
+        return torch.where(there, torch.where(there, squares, 1).sqrt(), 0)
 
     @abstractmethod
     def dof(self, like: Tensor) -> Tensor:
@@ -141,6 +147,10 @@ class Isotropic(Noise):
 
     def squares(self, x: Tensor) -> Tensor:
         return self.total(x**2)
+
+    def norm(self, x: Tensor) -> Tensor:
+        # One pass, without the squares as a state of their own.
+        return torch.linalg.vector_norm(x.flatten(1), dim=1) if x.ndim > 1 else x.abs()
 
     def dof(self, like: Tensor) -> Tensor:
         return like.new_full((self.examples(like),), like[0].numel())

@@ -15,7 +15,7 @@ States and beliefs are dropped after the last row that reads them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from .gaussian import Belief, Gaussian
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step
+from .sampling import Step, Steps
 
 __all__ = ["Row", "follow"]
 
@@ -49,7 +49,7 @@ def follow(
     kernel: Path[Tensor],
     x: Tensor,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Runs a table from x, yielding a step for each row that has a time.
 
     Args:
@@ -84,10 +84,11 @@ def follow(
             for j, _ in used:
                 if end[j] == i:
                     known.pop(j, None)
+        if row.time is not None:
+            sent = yield Step(row.time, x, belief)
+            x = x if sent is None else sent
         if i + 1 in state_end:
             states[i + 1] = x
-        if row.time is not None:
-            yield Step(row.time, x, belief)
 
 
 def last_uses(columns: Sequence[Sequence[tuple[int, Time]]]) -> dict[int, int]:
