@@ -219,12 +219,11 @@ def corrected(
     belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
     towards = kernel.combine((-1.0, x), *belief.times(at.alpha))  # sigma^2 times the score
     length, sigma = kernel.noise.norm(towards), near(at.sigma, x)
-    # Where the score is 0, as in a cloud of one point, the step is 0; the inner `where` keeps its gradient finite.
-    there = length > 0
-    ratio = torch.where(there, kernel.noise.norm(z) / torch.where(there, length, 1), 0)
-    root = ratio * (snr * sigma * near(share, x) ** 0.5)  # sqrt(epsilon / 2) / sigma
-    of_score, of_noise = 2 * root**2, 2 * sigma * root  # epsilon/sigma^2 and sqrt(2 epsilon)
-    return Step(at.t, kernel.combine((1.0, x), (of_score, towards), (of_noise, z)), belief)
+    # Where the score is 0, as in a cloud of one point, the step is 0, and so is its gradient.
+    ratio = kernel.noise.norm(z) / length.masked_fill(length == 0, math.inf)
+    root = ratio * (snr * sigma * (2 * near(share, x)) ** 0.5)  # sqrt(epsilon)/sigma
+    of_noise = root * (math.sqrt(2) * sigma)
+    return Step(at.t, kernel.combine((1.0, x), (root**2, towards), (of_noise, z)), belief)
 
 
 def near(number: Time, x: Tensor) -> Time:
