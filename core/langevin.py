@@ -216,9 +216,10 @@ def corrected(
     generator: Randomness,
 ) -> Step[Tensor]:
     """A step with epsilon = 2 share (snr |z|/|score|)^2."""
-    belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
+    belief, sigma = denoise(x, at.t), near(at.sigma, x)
     towards = kernel.combine((-1.0, x), *belief.times(at.alpha))  # sigma^2 times the score
-    length, sigma = kernel.noise.norm(towards), near(at.sigma, x)
+    length = kernel.noise.norm(towards)
+    z = kernel.noise.draw(x, generator)
     # Where the score is 0, as in a cloud of one point, the step is 0, and so is its gradient.
     ratio = kernel.noise.norm(z) / length.masked_fill(length == 0, math.inf)
     root = ratio * (snr * sigma * (2 * near(share, x)) ** 0.5)  # sqrt(epsilon)/sigma

@@ -655,8 +655,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "norms averaged over the batch",
-            "length, sigma = kernel.noise.norm(towards),",
-            "length, sigma = kernel.noise.norm(towards).mean().expand(kernel.examples(x)),",
+            "length = kernel.noise.norm(towards)",
+            "length = kernel.noise.norm(towards).mean().expand(kernel.examples(x))",
         ),
         (
             "missing final denoise",

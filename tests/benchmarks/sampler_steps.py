@@ -6,8 +6,8 @@ The network is null. A first run records which states are combined with which nu
 that arithmetic (the same fused additions, the same draws of noise) from the recorded list of known numbers. `extra` is
 the sampler's time beyond it from the second step on; the first, in which the table of the whole grid is made, counts as
 `grid`. Both run by turns in one process on one thread; figures are medians over the repetitions, per network call. The
-norms of the predictor-corrector are not sums of states and count as extra; the adaptive solver, which chooses its own
-steps, is left out.
+norms of the predictor-corrector are not sums of states and count as extra; `norms` is what they cost alone, as calls of
+torch. The adaptive solver, which chooses its own steps, is left out.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Recording(Isotropic):
         super().__init__()
         self.kept: list[Tensor] = []
         self.operations: list[Operation] = []
+        self.norms = 0
 
     def place(self, x: Tensor) -> int:
         """The number of a state; tensors are kept alive, so that no two share an id."""
@@ -78,6 +79,10 @@ class Recording(Isotropic):
         mean, drawn = self.place(result), self.operations[-1][0]
         self.operations.append((mean, [(1.0, mean), (scale, drawn)]))
         return result
+
+    def norm(self, x: Tensor) -> Tensor:
+        self.norms += 1
+        return super().norm(x)
 
     def draw(self, like: Tensor, generator: Any = None) -> Tensor:
         result = super().draw(like, generator)
@@ -154,23 +159,28 @@ def measure(name: SamplerName) -> dict[str, float]:
     hook.remove()
     kernel = Gaussian(schedule)
     loop = bare(recording.operations, given, generator)
-    found: list[tuple[float, float, float]] = []
+    found: list[tuple[float, float, float, float]] = []
     for repetition in range(REPETITIONS + 1):
         before = time.perf_counter()
         loop()
         arithmetic = (time.perf_counter() - before) / calls
+        before = time.perf_counter()
+        for _ in range(recording.norms):
+            torch.linalg.vector_norm(x.flatten(1), dim=1)
+        norms = (time.perf_counter() - before) / calls
         first, rest, steps = timed(SAMPLERS[name](denoiser.given(kernel), kernel, x, times, generator=generator))
         # Calls are shared out evenly over the steps, the first included.
         step = rest / steps * (steps + 1) / calls
         if repetition > 0:
-            found.append((1e6 * arithmetic, 1e6 * step, 1e6 * (first - rest / steps)))
-    arithmetic, whole, grid = (statistics.median(column) for column in zip(*found, strict=True))
-    extra = statistics.median(step - bare for bare, step, _ in found)
+            found.append((1e6 * arithmetic, 1e6 * step, 1e6 * (first - rest / steps), 1e6 * norms))
+    arithmetic, whole, grid, norms = (statistics.median(column) for column in zip(*found, strict=True))
+    extra = statistics.median(step - bare for bare, step, *_ in found)
     return {
         "calls": calls,
         "arithmetic_us": arithmetic,
         "sampler_us": whole,
         "extra_us": extra,
+        "norms_us": norms,
         "grid_us": grid,
         "goal_us": GOAL,
     }
@@ -181,7 +191,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = {}
     print("microseconds per call, but the grid's once")
-    print(f"{'sampler':22}{'calls':>6}{'arithmetic':>12}{'sampler':>10}{'extra':>8}{'grid':>10}")
+    print(f"{'sampler':22}{'calls':>6}{'arithmetic':>12}{'sampler':>10}{'extra':>8}{'norms':>8}{'grid':>10}")
     with torch.no_grad():
         for name in SAMPLERS:
             if name == "adaptive":
@@ -189,7 +199,7 @@ def main() -> None:
             row = rows[name] = measure(name)
             print(
                 f"{name:22}{row['calls']:6.0f}{row['arithmetic_us']:12.0f}{row['sampler_us']:10.0f}"
-                f"{row['extra_us']:8.0f}{row['grid_us']:10.0f}"
+                f"{row['extra_us']:8.0f}{row['norms_us']:8.0f}{row['grid_us']:10.0f}"
             )
     whole = {
         "command": "python -m tests.benchmarks.sampler_steps",

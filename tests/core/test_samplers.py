@@ -363,7 +363,7 @@ def test_steps_are_lazy(name: str) -> None:
     torch.testing.assert_close(reached[-1].belief.mean, denoise(reached[-2].x, times.tolist()[-2]).mean)
 
 
-@pytest.mark.parametrize("name", [*ALL, "dpm++1s"])
+@pytest.mark.parametrize("name", [*sorted(ALL.keys() - {"dpm++2m"}), "dpm++1s"])
 def test_a_sampler_goes_on_from_a_state_sent_to_it(name: str) -> None:
     """As if it had begun there, also when its coefficients look back: those of the grid, not of the states."""
     sampler: Any = dpm_solver_pp_1s if name == "dpm++1s" else ALL[name]
