@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -35,7 +35,7 @@ from .gaussian import Belief, Gaussian
 from .grids import check_times
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, noisy, prepared, walk
+from .sampling import Steps, noisy, prepared, walk
 
 __all__ = ["Analytic", "PosteriorVariance", "analytic_ddim", "ceiling", "measure", "residual", "score_norm"]
 
@@ -207,7 +207,7 @@ def analytic_ddim(
     eta: float = 0.0,
     most: float = math.inf,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """DDIM(eta) with the optimal variance; eta = 1 is ancestral sampling with `Analytic`.
 
     Args:

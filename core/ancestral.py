@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from .grids import check_times, unstack
 from .kernel import Kernel, Time
 from .randomness import Randomness
-from .sampling import Step
+from .sampling import Step, Steps
 
 __all__ = ["ancestral"]
 
@@ -24,7 +24,7 @@ def ancestral(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[X]]:
+) -> Steps[X]:
     """One draw from the kernel's `reverse` per interval; the last interval concludes (mean, or a draw of tokens).
 
     Args:
@@ -38,6 +38,7 @@ def ancestral(
     for t, s in zip(grid[:-2], grid[1:-1], strict=True):
         belief = denoise(x, t)
         x = kernel.reverse(x, belief, s, t).sample(generator)
-        yield Step(s, x, belief)
+        sent = yield Step(s, x, belief)
+        x = x if sent is None else sent
     belief = denoise(x, grid[-2])
     yield Step(grid[-1], kernel.conclude(belief, generator), belief)

@@ -9,7 +9,7 @@ the last interval, where sigma_s = 0, there is no noise and none is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, noisy, prepared, walk
+from .sampling import Steps, noisy, prepared, walk
 
 __all__ = ["ddim"]
 
@@ -30,7 +30,7 @@ def ddim(
     *,
     eta: float = 0.0,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Deterministic for eta = 0, ancestral for eta = 1.
 
     Args:

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any, Protocol, TypeVar
+from abc import ABC
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from .grids import Time
 from .layout import DENSE, Layout
 from .noise import Noise
 from .randomness import Randomness, rand
 
-__all__ = ["Discrete", "Distribution", "Joint", "Normal", "Scaled"]
+__all__ = ["Discrete", "Distribution", "Joint", "Normal", "OpenMean", "Scaled"]
 
 X = TypeVar("X")
 
@@ -45,14 +47,47 @@ class Distribution(Protocol[X]):
         ...
 
 
-class Normal:
+class OpenMean(ABC):
+    """What has a mean that is a sum of numbers times states, and stays open until `mean` is asked for.
+
+    Who needs a multiple of the mean in a sum of their own takes its terms, which costs no pass over memory.
+    """
+
+    _mean: Tensor | None
+    _terms: tuple[tuple[Time, Tensor], ...]
+    _combine: Callable[..., Tensor]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, in the shape of the state."""
+        if self._mean is None:
+            # Known, it no longer needs the states that it came from.
+            self._mean, self._terms = self._combine(*self._terms), ()
+        return self._mean
+
+    def times(self, number: Time) -> Iterable[tuple[Time, Tensor]]:
+        """The terms of number times the mean, for `combine`."""
+        if self._mean is not None:
+            return ((number, self._mean),)
+        return [(number * weight, x) for weight, x in self._terms]
+
+
+class Normal(OpenMean):
     """N(mean, scale^2 Sigma) with Sigma from a noise law; scale a float or a tensor (B,)."""
 
     def __init__(self, mean: Tensor, scale: float | Tensor, noise: Noise):
-        self.mean, self.scale, self.noise = mean, scale, noise
+        self._mean, self.scale, self.noise = mean, scale, noise
+
+    @classmethod
+    def sum(cls, noise: Noise, scale: Time, *terms: tuple[Time, Tensor]) -> Self:
+        """The law whose mean is the sum of the terms."""
+        law = cls.__new__(cls)
+        law._mean, law._terms, law._combine = None, terms, noise.combine
+        law.scale, law.noise = scale, noise
+        return law
 
     def sample(self, generator: Randomness = None) -> Tensor:
-        return self.noise.combine((1.0, self.mean), (self.scale, self.noise.draw(self.mean, generator)))
+        return self.noise.perturbed(self.scale, generator, *self.times(1.0))
 
     def log_prob(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """-inf for x off the law's support."""

@@ -19,7 +19,7 @@ stays finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from .grids import unstack
 from .kernel import Path, Time
 from .multistep import gauss_legendre, history, lagged, lagged_rows, terms
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Steps, columns, prepared
 from .schedules import Schedule
 from .spaces import ddim_step
 from .tableau import Row, follow
@@ -44,7 +44,7 @@ def dpm_solver_pp_1s(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """DDIM as a table: order 1, one network call per interval. Arguments as `dpm_solver_pp_2m`."""
     times, alpha, sigma = prepared(kernel, times)
     yield from follow(belief_rows(times, alpha, sigma, []), denoise, kernel, x)
@@ -57,7 +57,7 @@ def dpm_solver_pp_2s(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Order 2 without history: two network calls per interval, one in the last and where all begin at alpha = 0.
 
     Arguments as `dpm_solver_pp_2m`.
@@ -74,7 +74,7 @@ def dpm_solver_pp_2m(
     *,
     taper: bool = True,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Order 2 with one network call per interval.
 
     Args:
@@ -103,7 +103,7 @@ def dpm_solver_pp_3m(
     curvature: float = 0.5,
     taper: bool = True,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Three beliefs, one network call per interval.
 
     Args:

@@ -20,7 +20,7 @@ infinite, returns the belief's mean. A belief from alpha_t = 0, infinitely far a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .multistep import lagged_rows
 from .randomness import Randomness
-from .sampling import Step, columns, noisy
+from .sampling import Steps, columns, noisy
 from .tableau import follow
 
 __all__ = ["dpm_solver_pp_sde"]
@@ -45,7 +45,7 @@ def dpm_solver_pp_sde(
     order: int = 2,
     eta: float = 1.0,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Multistep, one network call per interval; of its order for eta = 0.
 
     Args:

@@ -14,7 +14,7 @@ has no churn. Without churn this is `heun` in `exploding` coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .ode import line
 from .randomness import Randomness
-from .sampling import Step, columns, noisy
+from .sampling import Steps, columns, noisy
 from .tableau import Row, follow
 
 __all__ = ["stochastic_heun"]
@@ -41,7 +41,7 @@ def stochastic_heun(
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Order 2 in the limit of no churn; 2 n - 1 network calls. `karras` grids suit it.
 
     Args:

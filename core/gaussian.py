@@ -14,14 +14,14 @@ eq. 15): spread = 0 is "fixed small", spread = 1 "fixed large". A spread that is
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .distributions import Normal, Scaled
+from .distributions import Normal, OpenMean, Scaled
 from .kernel import Kernel, Memo, Path, Time, check_order, interior
 from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
@@ -30,12 +30,11 @@ from .schedules import Schedule, is_fixed
 __all__ = ["Belief", "Gaussian", "TensorPath"]
 
 
-class Belief:
+class Belief(OpenMean):
     """What a denoiser says about x_0: its mean, and where the reverse variance lies in its range.
 
-    A denoiser's mean is a sum c_skip x_t + c_out F, and solvers add multiples of it to x_t again. So the sum stays open
-    until `mean` is asked for: `kernel.combine((a, x_t), *belief.times(b))` costs no pass over memory for the mean, and
-    its weights are added in float64, where a + b c_skip would cancel badly in float32.
+    A denoiser's mean is a sum c_skip x_t + c_out F, and solvers add multiples of it to x_t again:
+    `kernel.combine((a, x_t), *belief.times(b))` adds a + b c_skip in float64, where it would cancel badly in float32.
 
     Args:
         mean: of x_0.
@@ -43,31 +42,14 @@ class Belief:
     """
 
     def __init__(self, mean: Tensor, spread: float | Tensor = 0.0):
-        self.spread = spread
-        self._mean: Tensor | None = mean
-        self._terms: tuple[tuple[Time, Tensor], ...] = ()
-        self._combine: Callable[..., Tensor] | None = None
+        self._mean, self.spread = mean, spread
 
     @classmethod
     def sum(cls, combine: Callable[..., Tensor], *terms: tuple[Time, Tensor], spread: float | Tensor = 0.0) -> Belief:
         """The belief whose mean is combine(*terms)."""
         belief = cls.__new__(cls)
-        belief.spread, belief._mean, belief._terms, belief._combine = spread, None, terms, combine
+        belief._mean, belief._terms, belief._combine, belief.spread = None, terms, combine, spread
         return belief
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x_0 | x_t], in the shape of the state."""
-        if self._mean is None:
-            assert self._combine is not None
-            self._mean = self._combine(*self._terms)
-        return self._mean
-
-    def times(self, number: Time) -> Iterable[tuple[Time, Tensor]]:
-        """The terms of number times the mean, for `combine`."""
-        if self._mean is not None:
-            return ((number, self._mean),)
-        return [(number * weight, x) for weight, x in self._terms]
 
 
 class TensorPath(Path[Tensor], ABC):
@@ -149,17 +131,17 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
 
     def marginal(self, x_0: Tensor, t: Time) -> Normal:
         alpha_t, sigma_t = self._marginal(t)
-        return Normal(self.combine((alpha_t, x_0)), sigma_t, self.noise)
+        return Normal.sum(self.noise, sigma_t, (alpha_t, x_0))
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
         check_order(s, t)
         *_, weight, scale = self._between(s, t)
-        return Normal(self.combine((weight, x_s)), scale, self.noise)
+        return Normal.sum(self.noise, scale, (weight, x_s))
 
     def posterior(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal:
         check_order(s, t)
         of_x_t, of_x_0, scale, *_ = self._between(s, t)
-        return Normal(self.combine((of_x_t, x_t), *belief.times(of_x_0)), scale, self.noise)
+        return Normal.sum(self.noise, scale, (of_x_t, x_t), *belief.times(of_x_0))
 
     def reverse(self, x_t: Tensor, belief: Belief, s: Time, t: Time) -> Normal | Scaled:
         law = self.posterior(x_t, belief, s, t)
@@ -168,7 +150,7 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
         (_, sigma_s), (_, sigma_t) = self._marginal(s), self._marginal(t)
         ratio = sigma_t / sigma_s  # of the largest to the smallest scale
         if not isinstance(belief.spread, Tensor) or belief.spread.ndim == 1 < x_t.ndim:
-            return Normal(law.mean, law.scale * ratio**belief.spread, self.noise)
+            return Normal.sum(self.noise, law.scale * ratio**belief.spread, *law.times(1.0))
         log_ratio = torch.as_tensor(ratio, dtype=torch.float64).log().reshape(-1)
         widened = torch.exp(belief.spread * self.noise.spread(log_ratio, x_t))
         return Scaled(law.mean, law.scaled().deviation * widened, self.noise)
@@ -209,7 +191,7 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
     def likelihood(self, belief: Belief, t: Time) -> Normal:
         """N(belief, (sigma_t/alpha_t)^2 Sigma): the law of x_0 around the belief under a flat prior, a density."""
         (scale,) = self._relative(t)
-        return Normal(belief.mean, scale, self.noise)
+        return Normal.sum(self.noise, scale, *belief.times(1.0))
 
     def conclude(self, belief: Belief, generator: Randomness = None) -> Tensor:
         return belief.mean

@@ -30,7 +30,7 @@ from .gaussian import Belief, Gaussian
 from .grids import unstack
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, columns, noisy
+from .sampling import Step, Steps, columns, noisy
 
 __all__ = ["annealed_langevin", "corrector", "langevin", "predictor_corrector"]
 
@@ -85,15 +85,15 @@ def corrector(
 
 
 def predictor_corrector(
-    predictor: Callable[..., Iterator[Step[Tensor]]], corrections: int = 1, snr: float = 0.16
+    predictor: Callable[..., Steps[Tensor]], corrections: int = 1, snr: float = 0.16
 ) -> Callable[..., Iterator[Step[Tensor]]]:
     """A sampler that corrects the state before each step of another one, as the authors' code does.
 
     The network is called `corrections` + (the predictor's calls) times per interval.
 
     Args:
-        predictor: any one-step sampler (ancestral, reverse_diffusion, euler_maruyama, ddim, euler, heun); a multistep
-            one would begin anew at every time.
+        predictor: any sampler that goes on from a state sent to it: ancestral, reverse_diffusion, euler_maruyama, ddim,
+            euler, heun. Multistep ones do too, and remember the beliefs that their own calls gave.
         corrections: Langevin steps per interval, >= 0.
         snr: as in `corrector`.
     """
@@ -113,14 +113,17 @@ def predictor_corrector(
         """Arguments as the predictor's."""
         times, alpha, sigma = noisy(kernel, times)
         (shares,) = columns((alpha[:-1] / alpha[1:]) ** 2)
-        for i, (at, share) in enumerate(zip(levels(times, alpha, sigma), shares, strict=True)):
+
+        def correct(x: Tensor, at: Level, share: Time) -> Tensor:
             for _ in range(corrections):
                 x = corrected(denoise, kernel, x, at, snr, share, generator).x
-            # A one-step sampler's first step on (t, s, 0) is its step on (t, s, ..., 0).
-            grid = times[i:] if i + 2 >= len(times) else torch.cat([times[i : i + 2], times[-1:]])
-            step = next(predictor(denoise, kernel, x, grid, generator=generator, **options))
-            x = step.x
-            yield step
+            return x
+
+        places = zip(levels(times, alpha, sigma), shares, strict=True)
+        steps = predictor(denoise, kernel, correct(x, *next(places)), times, generator=generator, **options)
+        yield (step := next(steps))
+        for at, share in places:
+            yield (step := steps.send(correct(step.x, at, share)))
 
     return sampler
 
@@ -198,9 +201,9 @@ def fixed(
     generator: Randomness,
 ) -> Step[Tensor]:
     """A step with epsilon = step sigma^2."""
-    belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
-    terms = (1 - step, x), *belief.times(step * at.alpha), (math.sqrt(2 * step) * at.sigma, z)
-    return Step(at.t, kernel.combine(*terms), belief)
+    belief = denoise(x, at.t)
+    terms = (1 - step, x), *belief.times(step * at.alpha)
+    return Step(at.t, kernel.noise.perturbed(math.sqrt(2 * step) * at.sigma, generator, *terms), belief)
 
 
 def corrected(
@@ -213,18 +216,15 @@ def corrected(
     generator: Randomness,
 ) -> Step[Tensor]:
     """A step with epsilon = 2 share (snr |z|/|score|)^2."""
-    belief, z = denoise(x, at.t), kernel.noise.draw(x, generator)
+    belief, sigma = denoise(x, at.t), near(at.sigma, x)
     towards = kernel.combine((-1.0, x), *belief.times(at.alpha))  # sigma^2 times the score
-    squares = kernel.noise.squares(towards)
-    # Where the score is 0, as in a cloud of one point, the step is 0; the inner `where` keeps its gradient finite.
-    there = squares > 0
-    ratio = kernel.noise.squares(z) / torch.where(there, squares, 1)
-    root = torch.where(there & (ratio > 0), ratio, 1).sqrt()
-    root = torch.where(there & (ratio > 0), root, 0) * near(at.sigma, x)  # sqrt(epsilon / (2 share)) / (snr sigma)
-    # epsilon/sigma^2 and sqrt(2 epsilon)
-    share = near(share, x)
-    of_score, of_noise = 2 * share * (snr * root) ** 2, 2 * share**0.5 * snr * root * near(at.sigma, x)
-    return Step(at.t, kernel.combine((1.0, x), (of_score, towards), (of_noise, z)), belief)
+    length = kernel.noise.norm(towards)
+    z = kernel.noise.draw(x, generator)
+    # Where the score is 0, as in a cloud of one point, the step is 0, and so is its gradient.
+    ratio = kernel.noise.norm(z) / length.masked_fill(length == 0, math.inf)
+    root = ratio * (snr * sigma * (2 * near(share, x)) ** 0.5)  # sqrt(epsilon)/sigma
+    of_noise = root * (math.sqrt(2) * sigma)
+    return Step(at.t, kernel.combine((1.0, x), (root**2, towards), (of_noise, z)), belief)
 
 
 def near(number: Time, x: Tensor) -> Time:

@@ -24,7 +24,7 @@ short first intervals to show: each has only the predictions so far, and the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy
 import torch
@@ -35,7 +35,7 @@ from .gaussian import Belief
 from .grids import unstack
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Steps, columns, prepared
 from .schedules import Schedule
 from .spaces import Clock, Space, half_log_snr, noise, time
 from .tableau import Row, follow
@@ -57,7 +57,7 @@ def exponential_adams_bashforth(
     order: int = 2,
     taper: bool = True,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Multistep of the given order; one network call per interval.
 
     Args:
@@ -85,7 +85,7 @@ def deis(
     order: int = 3,
     taper: bool = False,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """tAB-DEIS (Zhang & Chen 2022): the noise prediction as a polynomial of t. Arguments as the general method.
 
     With `clock=half_log_snr` it is the DEIS of common libraries, with `ratio` the paper's rhoAB.

@@ -58,18 +58,26 @@ class Noise(nn.Module, ABC):
         (number, x), *rest = weights.values()
         if isinstance(number, Tensor):
             result = x * self.spread(number, x)
-        elif number == 1.0 and rest and not isinstance(rest[0][0], Tensor):
-            result = torch.add(x, rest[0][1], alpha=rest[0][0])
-            rest = rest[1:]
+        elif number == 1.0 and rest:
+            (number, y), *rest = rest
+            spread = isinstance(number, Tensor)
+            result = torch.addcmul(x, y, self.spread(number, y)) if spread else torch.add(x, y, alpha=number)
         else:
             result = torch.add(ZERO, x, alpha=number)
         for number, y in rest:
-            # result is fresh: adding in place is safe for autograd and saves a pass over memory.
-            if isinstance(number, Tensor):
-                result.addcmul_(y, self.spread(number, y))
-            else:
-                result.add_(y, alpha=number)
+            result = self._added(result, number, y)
         return result
+
+    def perturbed(self, scale: float | Tensor, generator: Randomness, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
+        """A draw from N(the sum of the terms, scale^2 Sigma); its noise comes last and is added from the cache."""
+        mean = self.combine(*terms)
+        return self._added(mean, scale, self.draw(mean, generator))
+
+    def _added(self, result: Tensor, number: float | Tensor, x: Tensor) -> Tensor:
+        """result + number x, where result is fresh: in place is safe for autograd and saves a pass over memory."""
+        if isinstance(number, Tensor):
+            return result.addcmul_(x, self.spread(number, x))
+        return result.add_(x, alpha=number)
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
         """Independent standard normals of like's shape."""
@@ -86,6 +94,12 @@ class Noise(nn.Module, ABC):
     @abstractmethod
     def squares(self, x: Tensor) -> Tensor:
         """x' Sigma^+ x per example, (B,)."""
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The root of `squares`, (B,); its gradient is 0 where it is 0."""
+        squares = self.squares(x)
+        there = squares > 0
+        return torch.where(there, torch.where(there, squares, 1).sqrt(), 0)
 
     @abstractmethod
     def dof(self, like: Tensor) -> Tensor:
@@ -133,6 +147,10 @@ class Isotropic(Noise):
 
     def squares(self, x: Tensor) -> Tensor:
         return self.total(x**2)
+
+    def norm(self, x: Tensor) -> Tensor:
+        # One pass, without the squares as a state of their own.
+        return torch.linalg.vector_norm(x.flatten(1), dim=1) if x.ndim > 1 else x.abs()
 
     def dof(self, like: Tensor) -> Tensor:
         return like.new_full((self.examples(like),), like[0].numel())

@@ -14,7 +14,7 @@ correction would divide by it and is left out: n intervals cost 2 n - 1 network 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import TypeAlias
 
@@ -25,7 +25,7 @@ from .errors import ArgumentError
 from .gaussian import Belief
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step, columns, prepared, walk
+from .sampling import Step, Steps, columns, prepared, walk
 
 __all__ = ["euler", "exploding", "flow", "heun"]
 
@@ -53,7 +53,7 @@ def euler(
     *,
     coordinates: Coordinates = flow,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Order 1; one network call per interval.
 
     Args:
@@ -78,7 +78,7 @@ def heun(
     *,
     coordinates: Coordinates = flow,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Order 2: the trapezoidal rule with Euler's prediction; 2 n - 1 network calls. Arguments as `euler`."""
     times, alpha, sigma = prepared(kernel, times)
     k, u, da = coordinates(alpha, sigma)
@@ -101,7 +101,8 @@ def heun(
             c, d, e = correction
             corrected = denoise(predicted, s)
             x = kernel.combine((c, x), *belief.times(d), *corrected.times(e))
-        yield Step(s, x, belief)
+        sent = yield Step(s, x, belief)
+        x = x if sent is None else sent
 
 
 def line(k_s: Tensor, step: Tensor, kept: Tensor, da: float, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

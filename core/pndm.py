@@ -31,7 +31,7 @@ from .grids import unstack
 from .kernel import Path, Time
 from .multistep import lagged, lagged_rows, terms
 from .randomness import Randomness
-from .sampling import Step, prepared
+from .sampling import Steps, prepared
 from .schedules import Schedule
 from .spaces import ddim_step, noise
 from .tableau import Row, follow
@@ -49,7 +49,7 @@ def pndm(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Pseudo linear multistep of four predictions after an improved Euler step; n + 1 network calls (n = 1: one).
 
     Args:
@@ -70,7 +70,7 @@ def f_pndm(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """The paper's F-PNDM; n + 9 network calls, n >= 4. Arguments as `pndm`."""
     times, alpha, sigma = prepared(kernel, times)
     if len(times) < 5:

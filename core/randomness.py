@@ -17,6 +17,7 @@ Lea and Flood 2014, "Fast splittable pseudorandom number generators"), so that n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import TypeAlias
 
@@ -78,7 +79,7 @@ def randn(
     Raises:
         ArgumentError: a list whose length is not shape[0].
     """
-    return _draw(lambda out, g: out.normal_(generator=g), shape, generator, _drawn(dtype)).to(device, dtype)
+    return _draw(torch.randn, shape, generator, _drawn(dtype)).to(device, dtype)
 
 
 def rand(
@@ -89,14 +90,14 @@ def rand(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1); arguments and errors as in `randn`. (Rounding to half precision can reach 1.)"""
-    return _draw(lambda out, g: out.uniform_(generator=g), shape, generator, _drawn(dtype)).to(device, dtype)
+    return _draw(torch.rand, shape, generator, _drawn(dtype)).to(device, dtype)
 
 
 def randint(
     high: int, shape: Sequence[int], generator: Randomness = None, *, device: torch.device | str | None = None
 ) -> Tensor:
     """Uniform integers in [0, high), as int64; other arguments and errors as in `randn`."""
-    return _draw(lambda out, g: out.random_(high, generator=g), shape, generator, torch.int64).to(device)
+    return _draw(partial(torch.randint, high), shape, generator, torch.int64).to(device)
 
 
 def randn_like(x: Tensor, generator: Randomness = None) -> Tensor:
@@ -124,19 +125,19 @@ def _drawn(dtype: torch.dtype) -> torch.dtype:
 
 
 def _draw(
-    fill: Callable[[Tensor, torch.Generator | None], Tensor],
+    make: Callable[..., Tensor],
     shape: Sequence[int],
     generator: Randomness,
     dtype: torch.dtype,
 ) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
         place = "cpu" if generator is None else generator.device
-        return fill(torch.empty(tuple(shape), dtype=dtype, device=place), generator)
+        return make(tuple(shape), generator=generator, dtype=dtype, device=place)
     if len(shape) == 0 or len(generator) != shape[0]:
         raise ArgumentError("generator", f"{len(generator)} generators", f"one per example of shape {tuple(shape)}")
     if len(generator) == 0:
         return torch.empty(tuple(shape), dtype=dtype)
     out = torch.empty((len(generator), prod(shape[1:])), dtype=dtype, device=generator[0].device)
     for row, own in zip(out.unbind(), generator, strict=True):
-        fill(row, own)
+        make(row.shape, generator=own, out=row)
     return out.view(tuple(shape))

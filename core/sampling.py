@@ -3,6 +3,7 @@
 A sampler takes a bound denoiser, a kernel, the state at the grid's first time, and the grid; it yields a `Step` after
 every update. There is no `no_grad` inside: the caller decides, since purification needs the gradient. A progress bar, a
 callback or a movie is a loop over the generator; `last` runs it to the end. One family of samplers is one file.
+Samplers annotated as `Steps` go on from another state when one is sent to them (`steps.send(x)`): correctors do that.
 
 Coefficients are computed for the whole grid at once, in float64, before the first step. Solvers whose step is a sum of
 the state, the belief's mean and fresh noise are such coefficients and one loop, `walk`; those that look back or ahead
@@ -11,8 +12,8 @@ are tables (see `tableau`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .grids import check_times
 from .kernel import Path, Time
 from .randomness import Randomness
 
-__all__ = ["Step", "columns", "last", "noisy", "prepared", "walk"]
+__all__ = ["Step", "Steps", "columns", "last", "noisy", "prepared", "walk"]
 
 X = TypeVar("X")
 
@@ -36,6 +37,10 @@ class Step(NamedTuple, Generic[X]):
     """the state at that time"""
     belief: Any
     """the belief about x_0 that the update used"""
+
+
+Steps: TypeAlias = Generator[Step[X], X | None, None]
+"""Steps of a sampler that takes a state sent to it for the one it has just yielded."""
 
 
 def last(steps: Iterable[Step[X]]) -> X:
@@ -78,7 +83,7 @@ def walk(
     of_mean: Tensor,
     of_noise: Tensor | None = None,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """One network call and one sum per interval; no noise in the last one, which ends at data.
 
     Args:
@@ -96,5 +101,6 @@ def walk(
             x = kernel.combine((a, x), *belief.times(b))
         else:
             assert isinstance(kernel, Gaussian)
-            x = kernel.combine((a, x), *belief.times(b), (c, kernel.noise.draw(x, generator)))
-        yield Step(s, x, belief)
+            x = kernel.noise.perturbed(c, generator, (a, x), *belief.times(b))
+        sent = yield Step(s, x, belief)
+        x = x if sent is None else sent

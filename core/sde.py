@@ -23,7 +23,7 @@ Both have weak order 1. Neither adds noise in the last interval: `reverse_diffus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from .errors import ArgumentError
 from .gaussian import Belief, Gaussian
 from .kernel import Time
 from .randomness import Randomness
-from .sampling import Step, noisy, walk
+from .sampling import Steps, noisy, walk
 
 __all__ = ["euler_maruyama", "reverse_diffusion"]
 
@@ -43,7 +43,7 @@ def reverse_diffusion(
     times: Tensor,
     *,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """The reversed forward chain; weak order 1, n network calls.
 
     Args:
@@ -69,7 +69,7 @@ def euler_maruyama(
     *,
     eta: float = 1.0,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Euler-Maruyama of the reverse SDE; weak order 1, n network calls.
 
     Args:

@@ -15,7 +15,7 @@ States and beliefs are dropped after the last row that reads them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from .gaussian import Belief, Gaussian
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step
+from .sampling import Step, Steps
 
 __all__ = ["Row", "follow"]
 
@@ -49,7 +49,7 @@ def follow(
     kernel: Path[Tensor],
     x: Tensor,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Runs a table from x, yielding a step for each row that has a time.
 
     Args:
@@ -59,7 +59,7 @@ def follow(
         x: the state at the time of the first call.
         generator: one, or a list with one per example; draws the noise.
     """
-    state_uses, belief_uses = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
+    state_end, belief_end = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
     repeated = {j for j, uses in Counter(j for row in rows for j, _ in row.beliefs).items() if uses > 1}
     states: dict[int, Tensor] = {0: x}
     beliefs: dict[int, Belief] = {}
@@ -67,23 +67,28 @@ def follow(
     for i, row in enumerate(rows):
         if row.call is not None:
             belief = denoise(x, row.call)
-            if calls in belief_uses:
+            if calls in belief_end:
                 # A mean that is needed twice is computed once; used once, its sum stays open and costs no pass.
                 beliefs[calls] = Belief(belief.mean) if calls in repeated else belief
             calls += 1
         terms = [(weight, states[j]) for j, weight in row.states]
         for j, weight in row.beliefs:
             terms.extend(beliefs[j].times(weight))
-        if row.noise is not None:
+        if row.noise is None:
+            x = kernel.combine(*terms)
+        else:
             assert isinstance(kernel, Gaussian)
-            terms.append((row.noise, kernel.noise.draw(x, generator)))
-        x = states[i + 1] = kernel.combine(*terms)
-        del terms  # else they would keep states and noise alive during the next call
-        for known, uses in ((states, state_uses), (beliefs, belief_uses)):
-            for j in [j for j in known if uses.get(j, -1) <= i and not (known is states and j == i + 1)]:
-                del known[j]
+            x = kernel.noise.perturbed(row.noise, generator, *terms)
+        del terms  # else they would keep states alive during the next call
+        for known, used, end in ((states, row.states, state_end), (beliefs, row.beliefs, belief_end)):
+            for j, _ in used:
+                if end[j] == i:
+                    known.pop(j, None)
         if row.time is not None:
-            yield Step(row.time, x, belief)
+            sent = yield Step(row.time, x, belief)
+            x = x if sent is None else sent
+        if i + 1 in state_end:
+            states[i + 1] = x
 
 
 def last_uses(columns: Sequence[Sequence[tuple[int, Time]]]) -> dict[int, int]:

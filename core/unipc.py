@@ -17,7 +17,7 @@ begins at alpha = 0 is DDIM and is not corrected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -30,7 +30,7 @@ from .grids import unstack
 from .kernel import Path, Time
 from .multistep import integrals, lagged, quadrature, terms
 from .randomness import Randomness
-from .sampling import Step, columns, prepared
+from .sampling import Steps, columns, prepared
 from .spaces import data, ddim_step
 from .tableau import Row, follow
 
@@ -60,7 +60,7 @@ def unipc(
     scale: Scale = bh2,
     taper: bool = True,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """n network calls; the first step is yielded after two of them.
 
     Args:

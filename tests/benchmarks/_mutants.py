@@ -183,6 +183,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "torch.where(deviation > 0, x**2 / deviation.clamp_min(torch.finfo(x.dtype).tiny), 0)",
         ),
         (
+            "the norm of an example sums magnitudes",
+            "torch.linalg.vector_norm(x.flatten(1), dim=1)",
+            "torch.linalg.vector_norm(x.flatten(1), 1, dim=1)",
+        ),
+        (
             "a state that is met twice counts once",
             "(number, x) if known is None else (known[0] + number, x)",
             "(number, x)",
@@ -494,6 +499,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "alpha, sigma = path.schedule(times)",
             "alpha, sigma = path.schedule(times.clamp_min(float(times[-2].min())))",
         ),
+        ("a state that is sent is not taken up", "x = x if sent is None else sent", "x = x"),
         ("noise in the last step", "[*columns(of_noise[:-1])[0], None]", "columns(of_noise)[0]"),
     ],
     "ode": [
@@ -535,14 +541,19 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "tableau": [
         (
+            "tables keep their own state where one is sent",
+            "x = x if sent is None else sent",
+            "x = x",
+        ),
+        (
             "history not reset between runs",
             "beliefs[calls] = Belief(belief.mean) if calls in repeated else belief",
             "beliefs[calls] = vars(follow).setdefault((calls, x.shape), belief) if calls in repeated else belief",
         ),
         (
             "noise is not from the generator",
-            "terms.append((row.noise, kernel.noise.draw(x, generator)))",
-            "terms.append((row.noise, kernel.noise.draw(x)))",
+            "kernel.noise.perturbed(row.noise, generator, *terms)",
+            "kernel.noise.perturbed(row.noise, None, *terms)",
         ),
     ],
     "dpm_solver": [
@@ -635,7 +646,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "langevin": [
         ("noise without the 2", "math.sqrt(2 * step) * at.sigma", "math.sqrt(step) * at.sigma"),
-        ("corrector's step without its 2", "2 * share * (snr * root) ** 2,", "share * (snr * root) ** 2,"),
+        ("corrector's step without its 2", "(2 * near(share, x)) ** 0.5", "near(share, x) ** 0.5"),
         ("paper's step for epsilon", "at, step / 2, generator)", "at, step, generator)"),
         (
             "corrector's share is the drift, not its square",
@@ -644,8 +655,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "norms averaged over the batch",
-            "squares = kernel.noise.squares(towards)",
-            "squares = kernel.noise.squares(towards).mean().expand(kernel.examples(x))",
+            "length = kernel.noise.norm(towards)",
+            "length = kernel.noise.norm(towards).mean().expand(kernel.examples(x))",
         ),
         (
             "missing final denoise",

@@ -11,6 +11,7 @@ from torch import Tensor
 from polydiff.core.clouds import Centred
 from polydiff.core.gaussian import Belief
 from polydiff.core.noise import Diagonal, Isotropic, Noise
+from polydiff.core.randomness import seeded
 from tests.core.cases import INDEX, B, normal
 
 EACH = torch.tensor([0.5, -1.0, 2.0, 0.25], dtype=torch.float64)
@@ -48,3 +49,28 @@ def test_a_state_that_is_met_again_counts_again(law: str, number: Any) -> None:
     step = noise.combine((1.5, x), *belief.times(0.2))
     torch.testing.assert_close(step, 1.5 * x + 0.2 * (a * x + 0.4 * y), rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(belief.mean, a * x + 0.4 * y, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_norm_is_the_root_of_the_squares(law: str) -> None:
+    """With a gradient of 0, not NaN, where it is 0."""
+    noise, x, _ = LAWS[law]
+    x = noise.project(x)
+    torch.testing.assert_close(noise.norm(x) ** 2, noise.squares(x), rtol=1e-14, atol=0)
+    nothing = torch.zeros_like(x, requires_grad=True)
+    norm = noise.norm(nothing)
+    (gradient,) = torch.autograd.grad(norm.sum(), nothing)
+    assert torch.equal(norm, torch.zeros_like(norm)) and torch.equal(gradient, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("scale", [0.3, EACH], ids=["float", "(B,)"])
+def test_a_perturbed_sum_is_the_sum_and_a_draw(law: str, scale: Any) -> None:
+    """No state that is given is changed, not even one that is the whole sum."""
+    noise, x, spread = LAWS[law]
+    before = x.clone()
+    z = (spread if isinstance(scale, Tensor) else scale) * noise.draw(x, seeded(1))
+    torch.testing.assert_close(noise.perturbed(scale, seeded(1), (1.0, x)), x + z, rtol=1e-14, atol=1e-14)
+    y = x.flip(-1)
+    torch.testing.assert_close(noise.perturbed(scale, seeded(1), (0.5, x), (-2.0, y)), 0.5 * x - 2 * y + z)
+    assert torch.equal(x, before)

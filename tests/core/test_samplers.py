@@ -17,7 +17,7 @@ from polydiff.core.categorical import Categorical, absorbing, marginal, uniform
 from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser, index
-from polydiff.core.dpm_solver import dpm_solver_pp_2m
+from polydiff.core.dpm_solver import dpm_solver_pp_1s, dpm_solver_pp_2m
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
@@ -36,6 +36,7 @@ from polydiff.core.schedules import (
     Tabulated,
     VarianceExploding,
 )
+from polydiff.core.tableau import Row, follow
 from tests.problems import Clouds, GaussianData, MixtureData, TokenData
 
 DATA = GaussianData.standard()
@@ -360,6 +361,32 @@ def test_steps_are_lazy(name: str) -> None:
     assert len(calls) == per_step * 5 - (per_step - 1)
     assert [step.t for step in reached] == times.tolist()[1:]
     torch.testing.assert_close(reached[-1].belief.mean, denoise(reached[-2].x, times.tolist()[-2]).mean)
+
+
+@pytest.mark.parametrize("name", [*sorted(ALL.keys() - {"dpm++2m"}), "dpm++1s"])
+def test_a_sampler_goes_on_from_a_state_sent_to_it(name: str) -> None:
+    """As if it had begun there, also when its coefficients look back: those of the grid, not of the states."""
+    sampler: Any = dpm_solver_pp_1s if name == "dpm++1s" else ALL[name]
+    kernel, times, g = Gaussian(Cosine()), graded(5, 0.1, 1.3), seeded(3)
+    steps = sampler(DATA.denoise(kernel), kernel, start(kernel, 2), times, generator=g)
+    next(steps)
+    moved = next(steps).x + 1
+    again = seeded(0).set_state(g.get_state())
+    reached = [steps.send(moved), *steps]
+    alone = sampler(DATA.denoise(kernel), kernel, moved, times[2:], generator=again)
+    for one, two in zip(reached, alone, strict=True):
+        torch.testing.assert_close(one.x, two.x, rtol=1e-10, atol=1e-12)
+        assert one.t == two.t
+
+
+def test_tables_put_a_state_that_is_sent_in_the_place_of_their_own() -> None:
+    """Weights of older states are those of the sent ones: a table that remembers returns them."""
+    rows = [Row(1.0, [(0, 1.0)], [], 0.5), Row(None, [(1, 2.0)], [], 0.4), Row(None, [(0, 1.0), (1, 10.0)], [], 0.0)]
+    kernel, x = Gaussian(Cosine()), torch.ones(2, 3)
+    steps = follow(rows, DATA.denoise(kernel), kernel, x)
+    assert torch.equal(next(steps).x, x)
+    assert torch.equal(steps.send(3 * x).x, 6 * x)
+    assert torch.equal(next(steps).x, 31 * x)
 
 
 @pytest.mark.parametrize("name", ALL)
