@@ -141,10 +141,13 @@ def samplers(found: dict[str, Any]) -> str:
     return markdown(head, rows) + note + source("samplers", found)
 
 
+SETS = ("digits", "fashion-mnist")
+
+
 def vision_methods(found: dict[str, Any]) -> str:
     """Feature FID by method and network calls, on each data set."""
     parts = []
-    for name in (name for name in ("digits", "fashion-mnist") if name in found):
+    for name in (name for name in SETS if name in found):
         section, table = found[name], {}
         for row in section["FID"]:
             table.setdefault(row["method"], []).append((row["calls"], row["FID"]))
@@ -160,26 +163,27 @@ def vision_methods(found: dict[str, Any]) -> str:
 
 
 def vision_bits(found: dict[str, Any]) -> str:
-    """Bits per dimension of the digits by objective and by reverse variance."""
-    rows = [
-        [name, *(f"{bits:.3f}" for bits in by_steps.values())]
-        for name, by_steps in found["digits"]["bits per dimension"].items()
-    ]
-    steps = list(next(iter(found["digits"]["bits per dimension"].values())))
-    text = markdown(["objective; bits/dim by steps of the bound", *steps], rows) + "\n"
-    variances = found["digits"]["bits per dimension by variance"]
-    rows = [[kind, *(f"{variances[n][kind]:.3f}" for n in variances)] for kind in ("small", "large", "analytic")]
-    text += markdown(["reverse variance (`velocity` model)", *variances], rows)
-    return text + source("vision_methods", found)
+    """Bits per dimension by objective and by reverse variance, on each data set."""
+    parts = []
+    for name in (name for name in SETS if "bits per dimension" in found.get(name, {})):
+        objectives = found[name]["bits per dimension"]
+        variances = found[name]["bits per dimension by variance"]
+        rows = [[kind, *(f"{bits:.3f}" for bits in by_steps.values())] for kind, by_steps in objectives.items()]
+        parts.append(markdown([f"{name}: objective; bits/dim by steps of the bound", *objectives["simple"]], rows))
+        rows = [[kind, *(f"{variances[n][kind]:.3f}" for n in variances)] for kind in ("small", "large", "analytic")]
+        parts.append(markdown([f"{name}: reverse variance (`velocity` model)", *variances], rows))
+    return "\n".join(parts) + source("vision_methods", found)
 
 
 def sampler_steps(found: dict[str, Any]) -> str:
     """What samplers add to their own arithmetic."""
-    rows = [
-        [name, *(f"{row[key]:.0f}" for key in ("arithmetic_us", "sampler_us", "extra_us", "grid_us"))]
-        for name, row in found["samplers"].items()
-    ]
-    head = ["microseconds per network call", "bare arithmetic", "sampler", "extra", "once per grid"]
+    columns = {
+        "bare arithmetic": "arithmetic_us", "sampler": "sampler_us", "extra": "extra_us",
+        "of it, the caller's last step": "held_us", "of it, norms": "norms_us", "once per grid": "grid_us",
+    }  # fmt: skip
+    known = [key for key in columns.values() if all(key in row for row in found["samplers"].values())]
+    rows = [[name, *(f"{row[key]:.0f}" for key in known)] for name, row in found["samplers"].items()]
+    head = ["microseconds per network call", *(title for title, key in columns.items() if key in known)]
     return markdown(head, rows) + source("sampler_steps", found)
 
 
