@@ -15,8 +15,10 @@ of noise go through unchanged. Damping keeps the weights near the classical ones
 
 rho is robust: most of the mean square error comes from the few trajectories that pass close to the border between two
 modes and end in the wrong one. No weight can move them smoothly; what helps them is a smaller error of all the others,
-which c = 3 medians measures. Tables are compared by root mean square error on starts that the fit has not seen, the
-best classical ones among them, so a calibrated solver is never worse there than these.
+which c = 3 medians measures, and starts at borders in the training, if there are some to spare (`borders`).
+Tables are compared on starts that the fit has not seen, the best classical one among them, by the same loss with that
+one's c, so a calibrated solver is never worse there: by root mean square error one trajectory more or less across a
+border would decide.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from torch import Tensor
 from .candidates import Candidate, candidates
 from .errors import ArgumentError, DataError
 from .files import write_atomically
-from .fitting import Fit, Trajectories, mean_error, rms, table_rows, trajectories
+from .fitting import Fit, Trajectories, all_errors, rms, scale_of, table_rows, trajectories
 from .gaussian import Belief
 from .grids import check_times
 from .kernel import Path, Time
@@ -189,18 +191,20 @@ def calibrate(
     chosen = distinct([table for error, table in ranked if math.isfinite(error)], rivals)
     if not chosen:
         raise ArgumentError("starts", "nothing", "at least one table with a finite error")
-    known = sorted(((rms(validation, table), table) for table in chosen), key=lambda pair: pair[0])
-    best, table = classical, _ = known[0]
+    table = classical = min(chosen, key=lambda table: rms(validation, table))
+    scale = scale_of(all_errors(validation, classical))
+
+    def loss(table: Candidate) -> float:
+        return float(torch.log1p(all_errors(validation, table) / scale).mean())
+
     if iterations:
-        fits = [Fit(training, start, history, probes, generator) for _, start in known]
+        fits = [Fit(training, start, history, probes, generator) for start in chosen]
         for fit in fits:
             fit.run(math.ceil(iterations / 3))
-        fit = min(fits, key=lambda fit: mean_error(validation, fit.table()))
+        fit = min(fits, key=lambda fit: loss(fit.table()))
         for steps in (0, iterations // 3, iterations - 2 * (iterations // 3)):
             fit.run(steps)
-            error = rms(validation, fit.table())
-            if error < best:
-                best, table = error, fit.table()
+            table = min(table, fit.table(), key=loss)
     alpha, sigma = schedule(table.times)
     return Calibrated(
         times=tuple(table.times.tolist()),
@@ -209,8 +213,8 @@ def calibrate(
         states=tuple(tuple(row[: i + 1]) for i, row in enumerate(table.states.tolist())),
         beliefs=tuple(tuple(row[: i + 1]) for i, row in enumerate(table.beliefs.tolist())),
         start=table.name,
-        rmse=best,
-        rmse_start=classical,
+        rmse=rms(validation, table),
+        rmse_start=rms(validation, classical),
     )
 
 

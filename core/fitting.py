@@ -24,7 +24,10 @@ from .kernel import Path, Time
 from .sampling import Step, last
 from .tableau import Row, follow
 
-__all__ = ["Fit", "Trajectories", "fine", "mean_error", "rms", "squared_errors", "table_rows", "trajectories"]
+__all__ = [
+    "Fit", "Trajectories", "all_errors", "dots", "fine", "rms", "scale_of", "squared_errors", "table_rows",
+    "trajectories",
+]  # fmt: skip
 
 LEAST_LOG_SNR, MOST_LOG_SNR = -20.0, 30.0
 """Between these lie all call times but the first."""
@@ -141,14 +144,14 @@ class Fit:
         table = self.table(theta)
         if not bool((table.times[:-1] > table.times[1:]).all()):
             return None
-        errors = torch.cat([squared_errors(batch, table) for batch in self.training])
+        errors = all_errors(self.training, table)
         return errors if bool(errors.isfinite().all()) else None
 
     def run(self, iterations: int) -> None:
         """Up to that many steps; stops where none improves the loss."""
         assert self.errors is not None
         for _ in range(iterations):
-            scale = 9 * self.errors.median().clamp_min(torch.finfo(torch.float64).tiny)
+            scale = scale_of(self.errors)
             loss = torch.log1p(self.errors / scale).mean()
             gradient, curvature = self.normal_equations(scale)
             if not bool(curvature.diagonal().max() > 0):
@@ -255,14 +258,19 @@ def squared_errors(batch: Trajectories, table: Candidate) -> Tensor:
         return dots(batch.kernel, error, error) / batch.kernel.dims(batch.x).double().cpu()
 
 
+def scale_of(errors: Tensor) -> Tensor:
+    """c^2 of squared errors, c three medians."""
+    return 9 * errors.median().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def all_errors(batches: Sequence[Trajectories], table: Candidate) -> Tensor:
+    """`squared_errors` of all trajectories of several batches."""
+    return torch.cat([squared_errors(batch, table) for batch in batches])
+
+
 def rms(batches: Sequence[Trajectories], table: Candidate) -> float:
     """Root mean square error per dimension over all trajectories."""
-    return float(torch.cat([squared_errors(batch, table) for batch in batches]).mean().sqrt())
-
-
-def mean_error(batches: Sequence[Trajectories], table: Candidate) -> float:
-    """Mean over the trajectories of the error of each: less ruled by the few at a border than `rms`."""
-    return float(torch.cat([squared_errors(batch, table) for batch in batches]).sqrt().mean())
+    return float(all_errors(batches, table).mean().sqrt())
 
 
 def table_rows(

@@ -125,7 +125,7 @@ def peers(
     left_out: dict[str, str] = {}
     if known is not None:
         choices = [choice for choice in choices if known["peers"].get(choice[0], {}).get("options") == choice[1]]
-        left_out |= known["left_out"]
+        left_out |= known.get("left_out", {})
 
     def error(choice: Any, on: Trajectories) -> float:
         label, options, peer = choice
