@@ -821,6 +821,12 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "round(strength * (len(times) - 1))",
         ),
     ],
+    "borders": [
+        ("the width is forgotten", "torch.sqrt(far / near) / width", "torch.sqrt(far / near)"),
+        ("the square of the sensitivity", "torch.sqrt(far / near) / width", "far / near / width**2"),
+        ("a direction counts by its dimensions, not its length", "dots(path, z, z)", "path.dims(batch.x)"),
+        ("the calmest starts first", "descending=True", "descending=False"),
+    ],
     "ema": [
         ("decay for its complement", "1.0 - self.decay_at(updates))", "self.decay_at(updates))"),
         ("no warm-up", "return min(self.decay, (1 + updates) / (10 + updates))", "return self.decay"),
