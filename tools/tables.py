@@ -172,7 +172,9 @@ def vision_bits(found: dict[str, Any]) -> str:
         parts.append(markdown([f"{name}: objective; bits/dim by steps of the bound", *objectives["simple"]], rows))
         rows = [[kind, *(f"{variances[n][kind]:.3f}" for n in variances)] for kind in ("small", "large", "analytic")]
         parts.append(markdown([f"{name}: reverse variance (`velocity` model)", *variances], rows))
-    return "\n".join(parts) + source("vision_methods", found)
+    counted = {name: found[name].get("held-out images of the bits") for name in SETS if name in found}
+    told = ", ".join(f"{count} held-out images of {name}" for name, count in counted.items() if count)
+    return "\n".join(parts) + (f"\n{told}.\n" if told else "") + source("vision_methods", found)
 
 
 def sampler_steps(found: dict[str, Any]) -> str:

@@ -442,7 +442,8 @@ def likelihoods(bench: Bench) -> None:
     with torch.no_grad():
         denoise = model[0].given(model[1], label=batch["label"])
         table = measure(denoise, model[1], batch["x_0"], grids.uniform(200), generator=generator)
-    bench.keep(**{"bits per dimension": rows})
+    images = min(bench.options.bits, len(bench.held_out))
+    bench.keep(**{"bits per dimension": rows, "held-out images of the bits": images})
     variances: dict[int, dict[str, float]] = {}
     for n in (10, 20, 50, 200):
         times = grids.uniform(n)
@@ -478,7 +479,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("runs/methods"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--bits", type=int, default=450)
+    parser.add_argument("--bits", type=int, default=450, help="held-out images whose bits are counted")
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
