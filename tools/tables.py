@@ -141,8 +141,8 @@ def samplers(found: dict[str, Any]) -> str:
             pairs.setdefault(name, []).append(pair["ours"] / pair["theirs"])
     means = ", ".join(f"{name} {statistics.geometric_mean(ratios):.4f}" for name, ratios in pairs.items())
     note = (
-        f"\nGeometric means over {count} problems, {found['trajectories']:,} starts. Solvers that both sides have, on the "
-        f"same grid, ours to theirs: {means}; one trajectory more across a border makes at most {worst:.4f}.\n"
+        f"\nGeometric means over {count} problems, {found['trajectories']:,} starts. Solvers that both sides have, on "
+        f"the same grid, ours to theirs: {means}; on a single problem at most {worst:.4f}.\n"
     )
     return markdown(head, rows) + note + source("samplers", found)
 
