@@ -45,7 +45,8 @@ def sensitivities(
     def ends(x: Tensor) -> Tensor:
         return trajectories(batch.denoise, path, x, start=batch.start, steps=steps).target
 
-    here, far, near = ends(batch.x), 0.0, 0.0
+    here = ends(batch.x)
+    far = near = torch.zeros(path.examples(batch.x), dtype=torch.float64)
     for _ in range(directions):
         z = torch.randn(batch.x.shape, generator=generator, dtype=torch.float64).to(batch.x)
         z = path.project(z)
