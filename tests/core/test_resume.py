@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,15 @@ def test_windows_of_the_log_survive(tmp_path: Path):
 # --------------------------------------------------------------------------------------------------- signals and kills
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """SIGINT as in a foreground process; those that a shell starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_second_signal_acts_at_once(tmp_path: Path):
     def impatient(entry: dict[str, float]) -> None:
         # In the main thread, where each is handled before the next line; signals of other threads may merge.
