@@ -55,7 +55,7 @@ PRELOAD = [
     "hypothesis.strategies",
     "pytest",
 ]
-LEFT_OUT = {"checkpoints", "commands", "config", "folder", "mutants", "pipeline", "report", "training"}
+LEFT_OUT = {"checkpoints", "commands", "config", "folder", "mutants", "pipeline", "report", "resume", "training"}
 """Tests about files, options and processes; and the one about the mutants themselves."""
 TESTED_IN = {
     "ancestral": ["samplers"],
