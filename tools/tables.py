@@ -173,9 +173,11 @@ def vision_bits(found: dict[str, Any]) -> str:
     parts = []
     for name in (name for name in SETS if "bits per dimension" in found.get(name, {})):
         objectives = found[name]["bits per dimension"]
-        variances = found[name]["bits per dimension by variance"]
+        variances = found[name].get("bits per dimension by variance")
         rows = [[kind, *(f"{bits:.3f}" for bits in by_steps.values())] for kind, by_steps in objectives.items()]
         parts.append(markdown([f"{name}: objective; bits/dim by steps of the bound", *objectives["simple"]], rows))
+        if variances is None:
+            continue
         rows = [[kind, *(f"{variances[n][kind]:.3f}" for n in variances)] for kind in ("small", "large", "analytic")]
         parts.append(markdown([f"{name}: reverse variance (`velocity` model)", *variances], rows))
     counted = {name: found[name].get("held-out images of the bits") for name in SETS if name in found}
