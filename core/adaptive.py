@@ -57,8 +57,10 @@ def adaptive(
     atol: float = 1e-3,
     max_steps: int = 10_000,
     generator: Randomness = None,
-) -> Generator[Step[Tensor], None, int]:
+) -> Generator[Step[Tensor], Tensor | None, int]:
     """Yields the state at every time of the grid, with the latest belief, and returns the number of network calls.
+
+    A state that is sent begins anew, with a first step of its own.
 
     Args:
         denoise: (x_t, t) -> belief, t (B,); only its mean is used.
@@ -105,7 +107,9 @@ def adaptive(
             grown = torch.where(accepted & (h < step), torch.maximum(step, h * factor), h * factor)
             step = torch.where(arrived, step, grown)
             here = torch.where(accepted & ~arrived, reached, here)
-        yield Step(t, kernel.combine((flow.place(here)[1], y)), flow.belief)
+        sent = yield Step(t, kernel.combine((flow.place(here)[1], y)), flow.belief)
+        if sent is not None:
+            y, step, slope = kernel.combine((1 / flow.place(here)[1], sent)), None, None
     final = unstack(times)[-2]
     belief = denoise(kernel.combine((flow.place(here)[1], y)), final)
     yield Step(unstack(times)[-1], kernel.combine(*belief.times(1.0)), belief)

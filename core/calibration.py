@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as File
 from typing import Self, final
@@ -42,7 +42,7 @@ from .gaussian import Belief
 from .grids import check_times
 from .kernel import Path, Time
 from .randomness import Randomness
-from .sampling import Step
+from .sampling import Steps
 from .tableau import Row, follow
 
 __all__ = ["Calibrated", "Trajectories", "calibrate", "trajectories"]
@@ -103,7 +103,7 @@ class Calibrated:
         times: Tensor | None = None,
         *,
         generator: Randomness = None,
-    ) -> Iterator[Step[Tensor]]:
+    ) -> Steps[Tensor]:
         """Steps along the table's own grid.
 
         Args:

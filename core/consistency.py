@@ -35,7 +35,7 @@ from .grids import check_times
 from .kernel import Path, Time
 from .ode import heun
 from .randomness import Randomness, rand
-from .sampling import Step, columns, prepared
+from .sampling import Step, Steps, columns, prepared
 from .schedules import Schedule
 from .structure import opened
 from .tableau import Row, follow
@@ -246,7 +246,7 @@ def consistency_sampler(
     *,
     t_min: float = 0.0,
     generator: Randomness = None,
-) -> Iterator[Step[Tensor]]:
+) -> Steps[Tensor]:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1): to the end, then noise to the next time; repeat.
 
     Args:

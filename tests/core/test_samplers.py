@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from polydiff.core import denoisers, grids
+from polydiff.core.adaptive import adaptive
 from polydiff.core.ancestral import ancestral
 from polydiff.core.categorical import Categorical, absorbing, marginal, uniform
 from polydiff.core.clouds import Centred
@@ -377,6 +378,17 @@ def test_a_sampler_goes_on_from_a_state_sent_to_it(name: str) -> None:
     for one, two in zip(reached, alone, strict=True):
         torch.testing.assert_close(one.x, two.x, rtol=1e-10, atol=1e-12)
         assert one.t == two.t
+
+
+def test_the_adaptive_sampler_begins_anew_at_a_state_sent_to_it() -> None:
+    kernel, times = Gaussian(Cosine()), graded(5, 0.1, 1.3)
+    steps = adaptive(DATA.denoise(kernel), kernel, start(kernel, 2), times)
+    next(steps)
+    moved = next(steps).x + 1
+    reached = [steps.send(moved), *steps]
+    alone = adaptive(DATA.denoise(kernel), kernel, moved, times[2:])
+    for one, two in zip(reached, alone, strict=True):
+        torch.testing.assert_close(one.x, two.x, rtol=1e-10, atol=1e-12)
 
 
 def test_tables_put_a_state_that_is_sent_in_the_place_of_their_own() -> None:
