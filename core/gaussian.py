@@ -62,11 +62,19 @@ class TensorPath(Path[Tensor], ABC):
 
     def __init__(self, schedule: Schedule, noise: Noise | None = None):
         super().__init__()
-        self.schedule, self.noise = schedule, noise if noise is not None else Isotropic()
+        self.schedule = schedule
+        self._modules["noise"] = noise if noise is not None else Isotropic()
+
+    @property
+    def noise(self) -> Noise:
+        """The law, a submodule; found without torch's search, for solvers ask for it several times a step."""
+        noise = self._modules["noise"]
+        assert isinstance(noise, Noise)
+        return noise
 
     def given(self, **structure: Any) -> Self:
         view = own_view(self)
-        view.noise = self.noise.given(**structure)
+        view._modules["noise"] = self.noise.given(**structure)
         return view
 
     def combine(self, *terms: tuple[Time, Tensor]) -> Tensor:
@@ -205,5 +213,5 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
 
     def taken(self, index: Tensor, like: Tensor) -> Self:
         view = own_view(self)
-        view.noise = self.noise.taken(index, like)
+        view._modules["noise"] = self.noise.taken(index, like)
         return view

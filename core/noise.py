@@ -65,19 +65,21 @@ class Noise(nn.Module, ABC):
         else:
             result = torch.add(ZERO, x, alpha=number)
         for number, y in rest:
-            result = self._added(result, number, y)
+            self._add(result, number, y)
         return result
 
     def perturbed(self, scale: float | Tensor, generator: Randomness, *terms: tuple[float | Tensor, Tensor]) -> Tensor:
         """A draw from N(the sum of the terms, scale^2 Sigma); its noise comes last and is added from the cache."""
-        mean = self.combine(*terms)
-        return self._added(mean, scale, self.draw(mean, generator))
+        result = self.combine(*terms)
+        self._add(result, scale, self.draw(result, generator))
+        return result
 
-    def _added(self, result: Tensor, number: float | Tensor, x: Tensor) -> Tensor:
-        """result + number x, where result is fresh: in place is safe for autograd and saves a pass over memory."""
+    def _add(self, result: Tensor, number: float | Tensor, x: Tensor) -> None:
+        """result += number x, where result is fresh: in place is safe for autograd and saves a pass over memory."""
         if isinstance(number, Tensor):
-            return result.addcmul_(x, self.spread(number, x))
-        return result.add_(x, alpha=number)
+            result.addcmul_(x, self.spread(number, x))
+        else:
+            result.add_(x, alpha=number)
 
     def standard(self, like: Tensor, generator: Randomness = None) -> Tensor:
         """Independent standard normals of like's shape."""
@@ -150,7 +152,7 @@ class Isotropic(Noise):
 
     def norm(self, x: Tensor) -> Tensor:
         # One pass, without the squares as a state of their own.
-        return torch.linalg.vector_norm(x.flatten(1), dim=1) if x.ndim > 1 else x.abs()
+        return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x.abs()
 
     def dof(self, like: Tensor) -> Tensor:
         return like.new_full((self.examples(like),), like[0].numel())

@@ -60,6 +60,7 @@ def follow(
         generator: one, or a list with one per example; draws the noise.
     """
     state_end, belief_end = last_uses([row.states for row in rows]), last_uses([row.beliefs for row in rows])
+    old_states, old_beliefs = ended(state_end, len(rows)), ended(belief_end, len(rows))
     repeated = {j for j, uses in Counter(j for row in rows for j, _ in row.beliefs).items() if uses > 1}
     states: dict[int, Tensor] = {0: x}
     beliefs: dict[int, Belief] = {}
@@ -80,10 +81,10 @@ def follow(
             assert isinstance(kernel, Gaussian)
             x = kernel.noise.perturbed(row.noise, generator, *terms)
         del terms  # else they would keep states alive during the next call
-        for known, used, end in ((states, row.states, state_end), (beliefs, row.beliefs, belief_end)):
-            for j, _ in used:
-                if end[j] == i:
-                    known.pop(j, None)
+        for j in old_states[i]:
+            del states[j]
+        for j in old_beliefs[i]:
+            del beliefs[j]
         if row.time is not None:
             sent = yield Step(row.time, x, belief)
             x = x if sent is None else sent
@@ -94,3 +95,11 @@ def follow(
 def last_uses(columns: Sequence[Sequence[tuple[int, Time]]]) -> dict[int, int]:
     """index -> the last row that reads it."""
     return {j: i for i, column in enumerate(columns) for j, _ in column}
+
+
+def ended(ends: dict[int, int], count: int) -> list[list[int]]:
+    """For each of `count` rows the indices whose last use it is."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for j, i in ends.items():
+        rows[i].append(j)
+    return rows

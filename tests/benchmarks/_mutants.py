@@ -184,8 +184,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "the norm of an example sums magnitudes",
-            "torch.linalg.vector_norm(x.flatten(1), dim=1)",
-            "torch.linalg.vector_norm(x.flatten(1), 1, dim=1)",
+            "torch.linalg.vector_norm(x, dim",
+            "torch.linalg.vector_norm(x, 1, dim",
         ),
         (
             "a state that is met twice counts once",

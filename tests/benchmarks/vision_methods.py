@@ -128,7 +128,8 @@ class Bench:
     def trained(self, name: str, objective: nn.Module, data: Any = None, **changes: Any) -> Any:
         """The objective with averaged weights after the common budget of training."""
         folder = self.options.models / self.data.name / name
-        options = replace(OPTIONS, **{"steps": self.options.steps} | changes)
+        options = replace(OPTIONS, **{"steps": self.options.steps, "batch_size": self.options.batch} | changes)
+        options = replace(options, warmup=min(OPTIONS.warmup, options.steps // 10))
         before = time.monotonic()
         trained = train(objective, data or self.data, options, folder=folder, resume=folder.exists())
         print(f"{name}: {options.steps} steps, {time.monotonic() - before:.0f} s", flush=True)
@@ -478,6 +479,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--models", type=Path, default=Path("runs/methods"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
+    parser.add_argument("--batch", type=int, default=OPTIONS.batch_size, help="examples of a training step")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=450, help="held-out images whose bits are counted")
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")
@@ -487,7 +489,7 @@ def main() -> None:
     for name in options.parts:
         print(name, flush=True)
         PARTS[name](bench)
-        bench.keep(**{f"steps of a training, {name}": options.steps})
+        bench.keep(**{f"steps of a training, {name}": options.steps, f"batch, {name}": options.batch})
 
 
 if __name__ == "__main__":
