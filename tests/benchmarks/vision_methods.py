@@ -322,7 +322,7 @@ def distilled(bench: Bench) -> None:
         objective = Distillation(student, teacher, kernel, grid)
         n = (len(grid) - 1) // 2
         steps = bench.options.steps if n <= 8 else bench.options.steps // 3
-        teacher = bench.trained(f"distilled-{n}", objective, steps=steps, learning_rate=5e-4).denoiser
+        teacher = bench.trained(f"distilled-{n}", objective, steps=steps, learning_rate=bench.options.rate).denoiser
         if n <= 8:
             bench.row((teacher, kernel), "distilled (DDIM)", on(ddim, grid[::2]))
 
@@ -356,7 +356,7 @@ def consistent(bench: Bench) -> None:
             law=even,
             metric=squared,
         )
-        found = bench.trained(name.replace(" ", "-"), objective, learning_rate=5e-4)
+        found = bench.trained(name.replace(" ", "-"), objective, learning_rate=bench.options.rate)
         for n in (1, 2):
             times = torch.tensor([1 - 1e-3, 0.6, 0.0] if n == 2 else [1 - 1e-3, 0.0], dtype=torch.float64)
             bench.row((found.denoiser, kernel), name, on(partial(consistency_sampler, t_min=T_MIN), times))
@@ -480,6 +480,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("runs/methods"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument("--batch", type=int, default=OPTIONS.batch_size, help="examples of a training step")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of students")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=450, help="held-out images whose bits are counted")
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")
@@ -489,7 +490,12 @@ def main() -> None:
     for name in options.parts:
         print(name, flush=True)
         PARTS[name](bench)
-        bench.keep(**{f"steps of a training, {name}": options.steps, f"batch, {name}": options.batch})
+        budget = {
+            "steps of a training": options.steps,
+            "batch": options.batch,
+            "learning rate of students": options.rate,
+        }
+        bench.keep(**{f"{fact}, {name}": number for fact, number in budget.items()})
 
 
 if __name__ == "__main__":
