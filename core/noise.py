@@ -43,7 +43,7 @@ class Noise(nn.Module, ABC):
 
     def spread(self, numbers: Tensor, x: Tensor) -> Tensor:
         """(B,) numbers in x's dtype and device, shaped to broadcast over x."""
-        return self.layout.spread(numbers.to(device=x.device, dtype=x.dtype), x)
+        return self.layout.spread(numbers.to(x), x)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a state's elements per example, (B,)."""
