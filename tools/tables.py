@@ -189,7 +189,8 @@ def sampler_steps(found: dict[str, Any]) -> str:
     """What samplers add to their own arithmetic."""
     columns = {
         "bare arithmetic": "arithmetic_us", "sampler": "sampler_us", "extra": "extra_us",
-        "of it, the caller's last step": "held_us", "of it, norms": "norms_us", "once per grid": "grid_us",
+        "of it, the caller's last step": "held_us", "of it, norms": "norms_us",
+        "extra at 2 x 1 x 2 x 2": "warm_us", "once per grid": "grid_us",
     }  # fmt: skip
     known = [key for key in columns.values() if all(key in row for row in found["samplers"].values())]
     rows = [[name, *(f"{row[key]:.0f}" for key in known)] for name, row in found["samplers"].items()]

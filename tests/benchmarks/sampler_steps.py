@@ -6,11 +6,12 @@ The network is null. A first run records which states are combined with which nu
 that arithmetic (the same fused additions, the same draws of noise) from the recorded list of known numbers. `extra` is
 the sampler's time beyond it from the second step on; the first, in which the table of the whole grid is made, counts as
 `grid`. All run by turns in one process on one thread; figures are medians over the repetitions, per network call. The
-adaptive solver, which chooses its own steps, is left out. Two parts of `extra` are also measured alone:
+adaptive solver, which chooses its own steps, is left out. Three parts of `extra` are also measured alone:
 
     held     a caller keeps the last step, so its state and those of its belief are still in memory, and in the way of
              the cache, during the next one: the bare loop's time when it keeps the same states, beyond its own
     norms    the predictor-corrector's, which are not sums of states, as calls of torch
+    warm     `extra` at 2 x 1 x 2 x 2: what is done besides the sums, when states do not drive it out of the cache
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from polydiff.core.schedules import Tabulated
 from .sampler_overhead import Null
 
 RESULT = Path(__file__).parent / "results" / "sampler_steps.json"
-SHAPE, STEPS, T, SEED, REPETITIONS = (64, 3, 32, 32), 50, 1000, 0, 9
+SHAPE, TINY, STEPS, T, SEED, REPETITIONS = (64, 3, 32, 32), (2, 1, 2, 2), 50, 1000, 0, 9
 GOAL = 60.0
 """Microseconds."""
 
@@ -116,12 +117,13 @@ def bare(
     for place in last_use.keys() - given.keys():
         done_by.setdefault(last_use[place], []).append(place)
     plan = [(out, terms, done_by.get(i, [])) for i, (out, terms) in enumerate(operations)]
+    shape = given[0].shape
 
     def run() -> None:
         states = dict(given)
         for out, terms, done in plan:
             if not terms:
-                states[out] = torch.randn(SHAPE, generator=generator)
+                states[out] = torch.randn(shape, generator=generator)
                 continue
             (number, place), *rest = terms
             if place == out:
@@ -158,10 +160,10 @@ def timed(steps: Iterator[Any]) -> tuple[float, float, int]:
     return middle - before, time.perf_counter() - middle, rest
 
 
-def measure(name: SamplerName) -> dict[str, float]:
+def measure(name: SamplerName, shape: tuple[int, ...]) -> dict[str, float]:
     """One sampler: microseconds per network call."""
     generator = torch.Generator().manual_seed(SEED)
-    x, output = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+    x, output = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     schedule = Tabulated.from_betas(torch.linspace(1e-4, 0.02, T))
     network = Null(output)
     denoiser, times = GaussianDenoiser(network, schedule, eps, index(T)), grids.leading(STEPS, T)
@@ -216,15 +218,17 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = {}
     print("microseconds per call, but the grid's once")
-    print(f"{'sampler':22}{'calls':>6}{'arithmetic':>12}{'sampler':>10}{'extra':>8}{'held':>8}{'norms':>8}{'grid':>10}")
+    print(
+        f"{'sampler':22}{'calls':>6}{'arithmetic':>12}{'sampler':>10}{'extra':>8}{'held':>8}{'norms':>8}{'warm':>8}{'grid':>10}"
+    )
     with torch.no_grad():
         for name in SAMPLERS:
             if name == "adaptive":
                 continue
-            row = rows[name] = measure(name)
+            row = rows[name] = measure(name, SHAPE) | {"warm_us": measure(name, TINY)["extra_us"]}
             print(
                 f"{name:22}{row['calls']:6.0f}{row['arithmetic_us']:12.0f}{row['sampler_us']:10.0f}"
-                f"{row['extra_us']:8.0f}{row['held_us']:8.0f}{row['norms_us']:8.0f}{row['grid_us']:10.0f}"
+                f"{row['extra_us']:8.0f}{row['held_us']:8.0f}{row['norms_us']:8.0f}{row['warm_us']:8.0f}{row['grid_us']:10.0f}"
             )
     whole = {
         "command": "python -m tests.benchmarks.sampler_steps",
