@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from polydiff.core.borders import at_borders, sensitivities
+from polydiff.core.clouds import Centred
 from polydiff.core.errors import ArgumentError
 from polydiff.core.fitting import Trajectories
 from polydiff.core.gaussian import Gaussian
+from polydiff.core.randomness import seeded
 from polydiff.core.schedules import Cosine, VarianceExploding
-from tests.problems import GaussianData, MixtureData
+from tests.problems import Clouds, GaussianData, MixtureData
 
 
 def test_one_dimension_is_the_quotient_of_densities() -> None:
@@ -46,14 +48,24 @@ def quantiles(data: MixtureData, level: torch.Tensor) -> torch.Tensor:
     return (low + high) / 2
 
 
-@pytest.mark.parametrize("directions", [1, 3])
-def test_normal_data_have_their_deviation(directions: int) -> None:
+@pytest.mark.parametrize(("directions", "start"), [(1, 1.0), (3, 1.0), (2, 0.4)])
+def test_normal_data_have_the_quotient_of_their_deviations(directions: int, start: float) -> None:
     data = GaussianData(torch.zeros(4, dtype=torch.float64), 0.49 * torch.eye(4, dtype=torch.float64))
     kernel = Gaussian(Cosine())
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    batch = Trajectories(data.denoise(kernel), kernel, x, x, 1.0)
+    batch = Trajectories(data.denoise(kernel), kernel, x, x, start)
     found = sensitivities(batch, directions=directions, steps=60)
-    torch.testing.assert_close(found, torch.full((6,), 0.7, dtype=torch.float64), rtol=1e-4, atol=0)
+    alpha, sigma = kernel.schedule(torch.tensor(start, dtype=torch.float64))
+    expected = 0.7 / torch.hypot(0.7 * alpha, sigma)
+    torch.testing.assert_close(found, expected.expand(6), rtol=1e-4, atol=0)
+
+
+def test_directions_lie_where_the_states_do() -> None:
+    clouds = Clouds([2, 5, 3])
+    kernel = Gaussian(Cosine(), Centred()).given(**clouds.structure)
+    x = kernel.prior(clouds.sample(kernel, seeded(0))).sample(seeded(1))
+    found = sensitivities(Trajectories(clouds.denoise(kernel), kernel, x, x, 1.0), generator=seeded(2))
+    torch.testing.assert_close(found, torch.full((3,), clouds.deviation, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 def test_starts_of_a_large_deviation_count_in_their_own_unit() -> None:

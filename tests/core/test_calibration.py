@@ -18,7 +18,7 @@ from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
 from polydiff.core.dpm_solver import dpm_solver_pp_2m
 from polydiff.core.errors import ArgumentError, DataError
-from polydiff.core.fitting import Fit, fine, rms, squared_errors, table_rows
+from polydiff.core.fitting import Fit, fine, rms, scale_of, squared_errors, table_rows
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
 from polydiff.core.multistep import exponential_adams_bashforth
@@ -169,6 +169,11 @@ def test_calibrated_beats_the_best_classical_solver(calls: int, gain: float) -> 
     error = float((steps[-1].x - fresh.target).square().mean(1).sqrt().mean())
     best = min(float(squared_errors(fresh, table).sqrt().mean()) for table in candidates(LINEAR.schedule, 1.0, calls))
     assert error < gain * best, (error, best)
+
+
+def test_errors_count_in_units_of_three_medians() -> None:
+    errors = torch.tensor([0.5, 0.1, 7.0], dtype=torch.float64)
+    assert float(scale_of(errors**2)) == pytest.approx((3 * 0.5) ** 2)
 
 
 def test_never_worse_than_the_start() -> None:
