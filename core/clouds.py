@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import ArgumentError
 from .layout import Ragged
-from .noise import Noise, checked_mask, own_view
+from .noise import Noise, checked_mask, countable, own_view
 from .randomness import Randomness
 
 __all__ = ["Centred"]
@@ -73,7 +73,7 @@ class Centred(Noise):
         return self.total(self.project(x) ** 2)
 
     def dof(self, like: Tensor) -> Tensor:
-        return (self.counts(like) - 1).clamp_min(0) * like.shape[1]
+        return (self.counts(like.to(countable(like))) - 1).clamp_min(0) * like.shape[1]
 
     def log_det(self, like: Tensor) -> Tensor:
         return like.new_zeros(self.num_graphs)

@@ -298,5 +298,8 @@ class TokenDenoiser(Denoiser[Tensor, Tensor]):
 
 
 def network_time(c: Time, examples: int, like: Tensor) -> Tensor:
-    """c as a tensor (B,) of like's dtype and device."""
-    return c.to(like).expand(examples) if isinstance(c, Tensor) else like.new_full((examples,), c)
+    """c as a tensor (B,) on like's device and of its dtype, but at least float32: bfloat16 has no 997."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if isinstance(c, Tensor):
+        return c.to(like.device, dtype).expand(examples)
+    return like.new_full((examples,), c, dtype=dtype)

@@ -121,7 +121,11 @@ class Fit:
         gaps = self.schedule.log_snr(start.times[1:-1]).diff(prepend=first).log()
         self.theta = torch.cat([gaps, start.states[self.free_states], start.beliefs[self.free_beliefs]]).detach()
         self.damping = 1e-2
-        self.errors = self.measure(self.theta)
+        errors = self.measure(self.theta)
+        if errors is None:
+            expected = f"call times that fall, with log-SNR in [{LEAST_LOG_SNR:g}, {MOST_LOG_SNR:g}], and finite ends"
+            raise ArgumentError("starts", f"{start.name}: {start.times.tolist()}", expected)
+        self.errors = errors
 
     def table(self, theta: Tensor | None = None) -> Candidate:
         theta = self.theta if theta is None else theta
@@ -149,7 +153,6 @@ class Fit:
 
     def run(self, iterations: int) -> None:
         """Up to that many steps; stops where none improves the loss."""
-        assert self.errors is not None
         for _ in range(iterations):
             scale = scale_of(self.errors)
             loss = torch.log1p(self.errors / scale).mean()

@@ -135,7 +135,8 @@ class Gaussian(TensorPath, Kernel[Tensor, Belief]):
 
     def prior(self, like: Tensor) -> Normal:
         """N(0, sigma_1^2 Sigma)."""
-        return Normal(torch.zeros_like(like), self._marginal(1.0)[1], self.noise)
+        end = 1.0 if self._marginal.fixed else torch.ones(self.examples(like), dtype=torch.float64)
+        return Normal(torch.zeros_like(like), self._marginal(end)[1], self.noise)
 
     def marginal(self, x_0: Tensor, t: Time) -> Normal:
         alpha_t, sigma_t = self._marginal(t)

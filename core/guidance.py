@@ -22,8 +22,8 @@ __all__ = ["ClassifierFree"]
 class ClassifierFree(nn.Module):
     """A network guided towards its condition.
 
-    Both branches run as one batch of 2 B where all conditions are tensors, and one after the other where one is not (a
-    batch of graphs, which has no first axis to be joined along).
+    Both branches run as one batch of 2 B where x and all conditions have one row per example. They run one after the
+    other where they do not: rows of graphs belong to examples by an index, and would go on to belong to the first B.
 
     Args:
         network: `network(x, c, **condition)`.
@@ -46,7 +46,7 @@ class ClassifierFree(nn.Module):
             raise ArgumentError("condition", sorted(condition), f"values for {sorted(missing)} too")
         values = ((name, condition[name], null) for name, null in self.null.items())
         without = {name: torch.as_tensor(null).to(value).expand_as(value) for name, value, null in values}
-        if all(isinstance(value, Tensor) for value in condition.values()):
+        if len(x) == len(c) and all(by_example(value, len(c)) for value in condition.values()):
             dropped = {**condition, **without}
             both = {name: torch.cat([value, dropped[name]]) for name, value in condition.items()}
             output = self.network(torch.cat([x, x]), torch.cat([c, c]), **both)
@@ -57,3 +57,8 @@ class ClassifierFree(nn.Module):
             return torch.lerp(null, conditional, self.weight)
         mean = torch.lerp(null[:, : self.channels], conditional[:, : self.channels], self.weight)
         return torch.cat([mean, conditional[:, self.channels :]], dim=1)
+
+
+def by_example(value: Any, examples: int) -> bool:
+    """Whether a condition is a tensor with one row per example."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == examples

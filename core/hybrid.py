@@ -47,6 +47,8 @@ def on_grid(times: Tensor) -> Times:
 
 def spread_only(belief: Belief) -> Belief:
     """The belief with its mean cut from the graph."""
+    if not isinstance(belief, Belief):
+        raise ArgumentError("stop", "spread_only", "None for beliefs without a spread, such as those about tokens")
     return Belief(belief.mean.detach(), belief.spread)
 
 
@@ -79,6 +81,10 @@ class Hybrid(nn.Module):
             raise ArgumentError("bound_weight", bound_weight, "a finite number >= 0")
         self.denoising = Denoising(denoiser, kernel, weight, on_grid(times), drop)
         self.grid, self.bound_weight, self.stop = check_times(times), float(bound_weight), stop
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return self.denoising.denoiser
 
     @property
     def kernel(self) -> Any:

@@ -167,7 +167,10 @@ class Memo:
     """Coefficients by time. Tensors in, tensors out; floats are computed once in float64 and remembered as floats.
 
     A learned schedule changes between calls, so nothing is remembered for it; to differentiate in it, give tensors.
+    Solvers that choose their own times never ask for them again: beyond `MOST` all are forgotten.
     """
+
+    MOST = 1 << 14
 
     def __init__(self, compute: Callable[..., tuple[Tensor, ...]], fixed: bool):
         self.compute, self.fixed = compute, fixed
@@ -182,6 +185,8 @@ class Memo:
                 values = self.compute(*(torch.tensor(t, dtype=torch.float64) for t in times))
             numbers = tuple(value.item() for value in values)
             if self.fixed:
+                if len(self.known) >= self.MOST:
+                    self.known.clear()
                 self.known[times] = numbers  # pyright: ignore[reportArgumentType]
         return numbers
 

@@ -145,8 +145,8 @@ class Field:
         """(dy/du, its divergence (B,)) at x."""
         self.calls += 1
         k = alpha + sigma
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
             belief = self.denoise(x, t)
             # First the open sum: x and alpha m would cancel in the type of the state where sigma is small.
             slope = self.kernel.combine((1 / sigma, x), *belief.times(-k / sigma)).detach()

@@ -8,6 +8,7 @@ coordinates) with `dof` dimensions, log_prob is the density on that subspace, an
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Self, TypeVar
 
@@ -18,7 +19,7 @@ from .errors import ArgumentError
 from .layout import DENSE, Layout
 from .randomness import Randomness, randn
 
-__all__ = ["Diagonal", "Isotropic", "Noise", "checked_mask", "masked", "own_view"]
+__all__ = ["Diagonal", "Isotropic", "Noise", "checked_mask", "countable", "masked", "own_view"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -155,7 +156,7 @@ class Isotropic(Noise):
         return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim))) if x.ndim > 1 else x.abs()
 
     def dof(self, like: Tensor) -> Tensor:
-        return like.new_full((self.examples(like),), like[0].numel())
+        return like.new_full((self.examples(like),), math.prod(like.shape[1:]), dtype=countable(like))
 
     def log_det(self, like: Tensor) -> Tensor:
         return like.new_zeros(self.examples(like))
@@ -204,7 +205,7 @@ class Diagonal(Noise):
         return self.total(torch.where(deviation > 0, x / deviation.clamp_min(torch.finfo(x.dtype).tiny), 0) ** 2)
 
     def dof(self, like: Tensor) -> Tensor:
-        return self.total((self.deviation(like) > 0).to(like.dtype))
+        return self.total((self.deviation(like) > 0).to(countable(like)))
 
     def log_det(self, like: Tensor) -> Tensor:
         deviation = self.deviation(like)
@@ -226,6 +227,11 @@ class Diagonal(Noise):
 def masked(mask: Tensor) -> Diagonal:
     """Noise on the targets only: mask is bool, broadcastable to the states, True = target; x is 0 elsewhere."""
     return Diagonal(checked_mask(mask))
+
+
+def countable(like: Tensor) -> torch.dtype:
+    """like's type, but at least float32: half precision does not count to 4,097."""
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def own_view(module: M) -> M:

@@ -77,8 +77,8 @@ class Schedule(nn.Module, ABC):
 
     def _rate(self, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         """The derivative of an elementwise function at t, in float64; differentiable in the schedule's parameters."""
-        with torch.enable_grad():
-            u = as_float64(t).detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            u = as_float64(t).detach().clone().requires_grad_()
             # 0 u keeps a constant, such as the alpha of exploding schedules, in the graph.
             (result,) = torch.autograd.grad((function(u) + 0 * u).sum(), u, create_graph=not is_fixed(self))
         return result

@@ -91,7 +91,7 @@ class Covariance:
 
     def _squares(self, x: Tensor) -> Tensor:
         """Mahalanobis squares, (B,), on the CPU in float64."""
-        error = (x.detach().to("cpu", torch.float64) - self.mean).flatten(1)[:, self.there]
+        error = (x.to("cpu", torch.float64) - self.mean).flatten(1)[:, self.there]
         return torch.linalg.solve_triangular(self.factor, error.T, upper=False).square().sum(0)
 
 

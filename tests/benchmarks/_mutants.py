@@ -139,6 +139,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("structure is a condition, too", 'not in ("x_0", "structure")}', 'not in ("x_0",)}'),
     ],
     "parts": [
+        (
+            "conditions are never dropped",
+            "super().__init__(denoiser, kernel, weights[0], times, drop)",
+            "super().__init__(denoiser, kernel, weights[0], times)",
+        ),
         ("shares are not applied", "scale = share * weight(part.schedule, t)", "scale = weight(part.schedule, t)"),
         ("first part's schedule weighs all", "share * weight(part.schedule, t)", "share * weight(kernel.schedule, t)"),
         (
@@ -195,14 +200,19 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "clouds": [
         (
+            "projection moves the rows that do not count",
+            "return centred if self.rows is None else centred * self.rows.to(x)",
+            "return centred",
+        ),
+        (
             "taken clouds keep the graph of all examples",
             "view.layout = self.layout.taken(index)",
             "view.layout = self.layout",
         ),
         (
             "centred clouds keep all degrees of freedom",
-            "return (self.counts(like) - 1).clamp_min(0) * like.shape[1]",
-            "return self.counts(like) * like.shape[1]",
+            "return (self.counts(like.to(countable(like))) - 1).clamp_min(0) * like.shape[1]",
+            "return self.counts(like.to(countable(like))) * like.shape[1]",
         ),
         (
             "centred noise is not centred",
@@ -242,7 +252,7 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("decoder's width without the division by alpha", "return (sigma_t / alpha_t,)", "return (sigma_t,)"),
         (
             "unit prior for exploding schedules",
-            "Normal(torch.zeros_like(like), self._marginal(1.0)[1], self.noise)",
+            "Normal(torch.zeros_like(like), self._marginal(end)[1], self.noise)",
             "Normal(torch.zeros_like(like), 1.0, self.noise)",
         ),
     ],
@@ -306,12 +316,22 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "score_entropy": [
+        (
+            "the share of diffusion is not counted",
+            "(stretch / (1 - self.low)).to(rate)",
+            "stretch.to(rate)",
+        ),
         ("structure forgotten", "kernel, x_0 = own.kernel, own.x_0", "kernel, x_0 = self.kernel, own.x_0"),
         ("time is cut off", "torch.where((u <= self.low).to(rate.device), reconstruction, diffusion)", "diffusion"),
         ("weight of alpha for its complement", "(1 - alpha_t).clamp_min(2.0**-53)", "alpha_t.clamp_min(2.0**-53)"),
         ("share of the reconstruction not counted", "log_prob(x_0) / self.low", "log_prob(x_0)"),
     ],
     "product": [
+        (
+            "densities of the parts are summed, not averaged",
+            "total(densities) / len(densities)",
+            "total(densities)",
+        ),
         (
             "every part takes the first one's structure",
             "part.given(**structure.get(name, {}))",
@@ -361,6 +381,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "objectives": [
+        (
+            "given pairs are ignored",
+            "kernel.pair(x_0, generator) if x_1 is None else x_1",
+            "kernel.pair(x_0, generator)",
+        ),
         ("root of the SNR", "return schedule.log_snr(t).exp()", "return (schedule.log_snr(t) / 2).exp()"),
         ("min-SNR takes the maximum", ".clamp(max=gamma)", ".clamp(min=gamma)"),
         ("P2 without its SNR", "simple(schedule, t) / (k + ", "1 / (k + "),
@@ -411,6 +436,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "estimates": [
+        (
+            "the same gap for every term",
+            "place = (((start + k) / terms) * inner)",
+            "place = (start * inner)",
+        ),
+        (
+            "paths are drawn from the model",
+            "x = forward.sample(generator)",
+            "x = reverse.sample(generator)",
+        ),
         ("one gap counts once", "s, t) * (inner / terms))", "s, t) * (1 / terms))"),
         ("continuous bound without the pace", "stretch.to(rate) * rate / terms", "rate / terms"),
         (
@@ -426,6 +461,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "importance": [
         (
+            "log-snrs are drawn independently though spread",
+            "low_discrepancy(0.0, 1.0) if spread else uniform(0.0, 1.0)",
+            "uniform(0.0, 1.0)",
+        ),
+        (
             "weight times the density",
             "weight(schedule, t) / self.density(schedule, t)",
             "weight(schedule, t) * self.density(schedule, t)",
@@ -437,6 +477,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "hybrid": [
+        (
+            "the first time of the grid is never drawn",
+            "positive = times[:-1]",
+            "positive = times[:-2]",
+        ),
         (
             "structure forgotten",
             "self.denoising.look(opened(self.kernel, batch), generator)",
@@ -452,6 +497,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "vdm": [
         (
+            "inner schedule learns from the loss, not from its square",
+            "s, slope = (steered(number, gain) for number in shape_and_slope(schedule, t))",
+            "s, slope = shape_and_slope(schedule, t)",
+        ),
+        (
             "structure forgotten",
             "whole, x_0, condition = opened(self.kernel, batch)",
             "whole, x_0, condition = opened(self.kernel, batch)._replace(kernel=self.kernel)",
@@ -463,6 +513,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("Fourier features without pi", "x * (2.0**n * math.pi)", "x * (2.0**n)"),
     ],
     "dequantisation": [
+        (
+            "density of z for that of the logit",
+            "normal = -(z**2 + math.log(2 * math.pi)) / 2 - log_deviation",
+            "normal = -(z**2 + math.log(2 * math.pi)) / 2",
+        ),
         ("bins of 2/L", "width = 2 / (self.levels - 1)", "width = 2 / self.levels"),
         (
             "Jacobian of the scaling dropped",
@@ -494,6 +549,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "sampling": [
+        (
+            "a step carries the time it began at",
+            "yield Step(s, x, belief)",
+            "yield Step(t, x, belief)",
+        ),
         (
             "final alpha is that of the last noisy time",
             "alpha, sigma = path.schedule(times)",
@@ -540,6 +600,12 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "tableau": [
+        (
+            "a sent state does not enter the history",
+            "x = x if sent is None else sent\n        if i + 1 in state_end:\n            states[i + 1] = x",
+            "if i + 1 in state_end:\n                states[i + 1] = x\n            x = x if sent is None else sent\n"
+            "        elif i + 1 in state_end:\n            states[i + 1] = x",
+        ),
         (
             "tables keep their own state where one is sent",
             "x = x if sent is None else sent",
@@ -607,6 +673,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("sign of h in B(h)", "return -torch.expm1(-h)", "return torch.expm1(h)"),
     ],
     "adaptive": [
+        (
+            "a refused step leaves its slope behind",
+            "kernel.blend(keep, new_slope, slope)",
+            "new_slope",
+        ),
+        (
+            "a sent state keeps the old slope and step",
+            ", sent)), None, None",
+            ", sent)), step, slope",
+        ),
         ("a misprint in the tableau", "-212 / 729)", "-212 / 792)"),
         ("sign of an error weight", "-71 / 16695", "71 / 16695"),
         (
@@ -621,6 +697,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "inversion": [
+        (
+            "the first belief is asked about unscaled data",
+            "Row(None, [(0, weight)], [], None)",
+            "Row(None, [(0, 1.0)], [], None)",
+        ),
         (
             "encoding begins without noise",
             "Row(first, [(0, 2 * weight)], [(0, -weight)], first)",
@@ -645,6 +726,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("reversed chain without its drift", "2 - ratio - pull", "1 - pull"),
     ],
     "langevin": [
+        (
+            "corrections after the first are thrown away",
+            "steps.send(correct(step.x, at, share))",
+            "(correct(step.x, at, share), next(steps))[1]",
+        ),
+        (
+            "the noise added is not the one that sized the step",
+            "(of_noise, z))",
+            "(of_noise, kernel.noise.draw(x, generator)))",
+        ),
         ("noise without the 2", "math.sqrt(2 * step) * at.sigma", "math.sqrt(step) * at.sigma"),
         ("corrector's step without its 2", "(2 * near(share, x)) ** 0.5", "near(share, x) ** 0.5"),
         ("paper's step for epsilon", "at, step / 2, generator)", "at, step, generator)"),
@@ -665,6 +756,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "edm": [
+        (
+            "x keeps its scale when its noise is raised",
+            "scale = alpha_hat / alpha[:-1]",
+            "scale = torch.ones_like(alpha_hat)",
+        ),
         ("churn not spread over the steps", "min(churn / (len(times) - 1), ", "min(churn, "),
         ("churn ignored", "gamma = within * min(", "gamma = 0 * within * min("),
         (
@@ -675,6 +771,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("step from the time before churn", "u[1:] - u_hat", "u[1:] - u[:-1]"),
     ],
     "analytic": [
+        (
+            "the belief's variance at the time that is reached",
+            "table.at(log_snr[:-2], most)",
+            "table.at(log_snr[1:-1], most)",
+        ),
+        (
+            "pooled tables keep the dimensions of the first",
+            "squares, self.dims + other.dims)",
+            "squares, self.dims)",
+        ),
         ("weight of x_0 twice", "open_ = kept * (", "open_ = kept**2 * ("),
         ("weight of x_0 not squared", "of_mean**2 * table.at(", "of_mean * table.at("),
         ("eps with the sign of the mean", "belief.times(-alpha_t / sigma_t)", "belief.times(alpha_t / sigma_t)"),
@@ -708,6 +814,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "prior": [
+        (
+            "only the last batch counts",
+            'found.append(kernel.marginal(x_0, 1.0).kl(kernel.prior(x_0)).detach().to("cpu", torch.float64))',
+            'found = [kernel.marginal(x_0, 1.0).kl(kernel.prior(x_0)).detach().to("cpu", torch.float64)]',
+        ),
         ("alpha for alpha_bar in the table", "table = (kept * alpha[0]) ** 2", "table = kept * alpha[0]"),
         (
             "sigma keeps its value",
@@ -716,6 +827,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "truncation": [
+        (
+            "cholesky factor on the wrong side",
+            "z @ self.factor.T",
+            "z @ self.factor",
+        ),
+        (
+            "deviation of the noise for its square",
+            "(self.sigma_t * deviation) ** 2",
+            "self.sigma_t**2 * deviation",
+        ),
         ("alpha for its square", "alpha_t**2 * inner", "alpha_t * inner"),
         ("variance for deviation", "math.sqrt(alpha_t**2 * energy + sigma_t**2)", "alpha_t**2 * energy + sigma_t**2"),
         ("log-determinant of the factor", "2 * self.factor.diagonal()", "self.factor.diagonal()"),
@@ -726,6 +847,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "distillation": [
+        (
+            "the student's steps begin at every time of the teacher's grid",
+            "i = 2 * randint(len(times) // 2, (count,), generator)",
+            "i = randint(len(times) - 2, (count,), generator)",
+        ),
+        (
+            "the teacher keeps its dropout",
+            "copy.deepcopy(teacher, kept).eval()",
+            "copy.deepcopy(teacher, kept)",
+        ),
         (
             "structure forgotten",
             "kernel, x_0, condition = opened(self.kernel, batch)",
@@ -748,6 +879,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "consistency": [
+        (
+            "gradient flows into the target",
+            "with torch.no_grad():",
+            "with torch.enable_grad():",
+        ),
+        (
+            "evaluation counts as training",
+            "self.calls += self.training",
+            "self.calls += 1",
+        ),
         (
             "structure forgotten",
             "kernel, x_0, condition = opened(self.kernel, batch)",
@@ -777,15 +918,35 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("curriculum does not double", "first * 2 ** min(step // length, 64)", "first * (1 + step // length)"),
     ],
     "rectified": [
+        (
+            "straightness in x for x/(alpha + sigma)",
+            "return path.combine((1 / k, x)), u",
+            "return path.combine((1.0, x)), u",
+        ),
         ("squares times the step", "/ (u - u_next).to(y)", "* (u - u_next).to(y)"),
         ("start of unit variance", "kernel.combine((float(sigma_1), x_1))", "kernel.combine((1.0, x_1))"),
     ],
     "interpolants": [
+        (
+            "eta for its square",
+            "fresh = eta**2 * (gamma_s",
+            "fresh = eta * (gamma_s",
+        ),
+        (
+            "belief about x_1 at the time that is reached",
+            "other(x, t).times(c)",
+            "other(x, s).times(c)",
+        ),
         ("gamma without its 2", "scale * (2 * t * (1 - t))", "scale * (t * (1 - t))"),
         ("fresh variance with one ratio", "(gamma_s**2 - (kept * gamma_t) ** 2)", "(gamma_s**2 - kept * gamma_t**2)"),
         ("mirrored denoiser not mirrored", "lambda x, t: denoise(x, 1 - t)", "lambda x, t: denoise(x, t)"),
     ],
     "cold": [
+        (
+            "x_1 by the next time's alpha",
+            "-alpha[:-1] / sigma[:-1]",
+            "-alpha[1:] / sigma[:-1]",
+        ),
         (
             "the naive algorithm 1",
             "x = kernel.combine((1.0, x), (-1.0, before), (1.0, after))",
@@ -793,6 +954,11 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "guidance": [
+        (
+            "null branch of graphs keeps the condition",
+            "**{**condition, **without})",
+            "**{**without, **condition})",
+        ),
         (
             "the paper's w for 1 + w",
             "return torch.lerp(null, conditional, self.weight)",
@@ -806,6 +972,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "inpainting": [
+        (
+            "systematic points do not turn over all slots",
+            "turn = particles * rand(",
+            "turn = rand(",
+        ),
+        (
+            "effective number of weights that are not normalised",
+            "(2 * total.logsumexp(1) - (2 * total).logsumexp(1)).exp()",
+            "(total.logsumexp(1) - (2 * total).logsumexp(1)).exp()",
+        ),
         ("known part at the noise of the step's start", "kernel.marginal(known, s)", "kernel.marginal(known, t)"),
         (
             "weight of the particles inverted",
@@ -816,20 +992,153 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
     ],
     "editing": [
         (
+            "the sampler draws from the global stream",
+            "sampler(denoise, kernel, x, rest, generator=generator)",
+            "sampler(denoise, kernel, x, rest)",
+        ),
+        (
             "strength from the wrong end",
             "round((1 - strength) * (len(times) - 1))",
             "round(strength * (len(times) - 1))",
         ),
     ],
     "borders": [
+        (
+            "directions leave the support",
+            "z = path.project(z)",
+            "z = path.combine((1.0, z))",
+        ),
+        (
+            "neighbours flow from time 1 whatever the start",
+            "trajectories(batch.denoise, path, x, start=batch.start, steps=steps)",
+            "trajectories(batch.denoise, path, x, steps=steps)",
+        ),
         ("the width is forgotten", "torch.sqrt(far / near) / width", "torch.sqrt(far / near)"),
         ("the square of the sensitivity", "torch.sqrt(far / near) / width", "far / near / width**2"),
         ("a direction counts by its dimensions, not its length", "dots(path, z, z)", "path.dims(batch.x)"),
         ("the calmest starts first", "descending=True", "descending=False"),
     ],
     "ema": [
+        (
+            "the average keeps its dropout",
+            "copy.deepcopy(module).eval()",
+            "copy.deepcopy(module)",
+        ),
         ("decay for its complement", "1.0 - self.decay_at(updates))", "self.decay_at(updates))"),
         ("no warm-up", "return min(self.decay, (1 + updates) / (10 + updates))", "return self.decay"),
+    ],
+    "fitting": [
+        (
+            "a gap moves the earlier times",
+            "rows[: self.n - 1].flip(0).cumsum(0).flip(0)",
+            "rows[: self.n - 1].cumsum(0)",
+        ),
+        (
+            "three squared medians for their ninefold",
+            "return 9 * errors.median()",
+            "return 3 * errors.median()",
+        ),
+        (
+            "fine solver's third stage repeats the second",
+            "(0.0, h / 2), (0.0, 0.0, h)",
+            "(h / 2, 0.0), (0.0, 0.0, h)",
+        ),
+    ],
+    "calibration": [
+        (
+            "every table is judged by its own c",
+            "all_errors(validation, table) / scale)",
+            "all_errors(validation, table) / scale_of(all_errors(validation, table)))",
+        ),
+        (
+            "the last fit is taken though an earlier table is better",
+            "table = min(table, fit.table(), key=loss)",
+            "table = fit.table()",
+        ),
+    ],
+    "candidates": [
+        (
+            "order falls towards the end of classical tables",
+            "taper=False",
+            "taper=True",
+        ),
+    ],
+    "any_order": [
+        (
+            "time of the revealed share for that of the hidden one",
+            "1 - many.squeeze(1).cpu() / data.shape[1])",
+            "many.squeeze(1).cpu() / data.shape[1])",
+        ),
+        (
+            "an order for its inverse",
+            "order.cpu().expand(flat.shape).argsort(1)",
+            "order.cpu().expand(flat.shape)",
+        ),
+        (
+            "counts are read from the last to the first",
+            "gone = numbers.cumsum(0)",
+            "gone = numbers.flip(0).cumsum(0)",
+        ),
+    ],
+    "unmasking": [
+        (
+            "tokens are hit as if all began at t = 1",
+            "noise = (1 - kernel.schedule(start)[0].detach()) * rand(",
+            "noise = rand(",
+        ),
+        (
+            "temperature by the time at the step's start",
+            "torch.as_tensor(s).reshape(-1, 1)",
+            "torch.as_tensor(t).reshape(-1, 1)",
+        ),
+        (
+            "margin of the logs for that of the probabilities",
+            "log_probs.topk(2, -1).values.exp()",
+            "log_probs.topk(2, -1).values",
+        ),
+    ],
+    "tau_leaping": [
+        (
+            "one number decides whether and where to",
+            "jump, u = (kernel.layout.random(rand, x, generator, torch.float64) for _ in range(2))",
+            "jump = u = kernel.layout.random(rand, x, generator, torch.float64)",
+        ),
+        (
+            "probability that the clock rings for the step's rate",
+            "moved = jump < length * log_rates.logsumexp(-1).exp()",
+            "moved = jump < -torch.expm1(-length * log_rates.logsumexp(-1).exp())",
+        ),
+    ],
+    "sharpening": [
+        (
+            "the symbol that passes p is left out",
+            "before = probabilities.cumsum(-1) - probabilities",
+            "before = probabilities.cumsum(-1)",
+        ),
+        (
+            "changes are made in reverse order",
+            "for change in changes:",
+            "for change in reversed(changes):",
+        ),
+    ],
+    "matrix": [
+        (
+            "a failure counts as not applicable",
+            'domain, "FAILED", reason)',
+            'domain, "n.a.", reason)',
+        ),
+    ],
+    "randomness": [
+        (
+            "seed and step are added",
+            "seeded(seed, step, position) for",
+            "seeded(seed + step, position) for",
+        ),
+        (
+            "double precision is drawn in single",
+            "return torch.float64 if dtype == torch.float64 else torch.float32",
+            "return torch.float32",
+        ),
     ],
 }
 

@@ -186,10 +186,20 @@ def test_never_worse_than_the_start() -> None:
     assert plain.rmse == plain.rmse_start == rms(validation, best)
     assert plain.times == tuple(best.times.tolist())
     assert [list(row) for row in plain.beliefs] == [row[: i + 1] for i, row in enumerate(best.beliefs.tolist())]
-    few = calibrate(
-        [mixture(2, 13)], validation, 4, starts=tables, iterations=6, rivals=1
-    )  # two examples cannot teach much
+    # Two examples cannot teach much.
+    few = calibrate([mixture(2, 13)], validation, 4, starts=tables, iterations=6, rivals=1)
     assert few.rmse <= few.rmse_start
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_learned_by_heart_is_not_taken(seed: int) -> None:
+    """One example is fitted to rounding, at the cost of all others: by their robust loss the start stays."""
+    validation, tables = mixture(64, 12), starts(6)[:1]
+    found = calibrate([mixture(1, 20 + seed)], [validation], 6, starts=tables, iterations=30, rivals=1)
+    before = squared_errors(validation, tables[0])
+    after = (last(found(validation.denoise, LINEAR, validation.x)) - validation.target).square().mean(1)
+    scale = scale_of(before)
+    assert float(torch.log1p(after / scale).mean()) <= float(torch.log1p(before / scale).mean()) * (1 + 1e-9)
 
 
 def test_normal_data_are_nearly_exact() -> None:
@@ -308,6 +318,13 @@ def test_bad_files_are_named(tmp_path: Path, change: str) -> None:
         file.write_text(tampered(change, json.loads(file.read_text())))
     with pytest.raises(DataError, match="solver.json"):
         Calibrated.load(file)
+
+
+def test_starts_that_cannot_be_fitted_are_named() -> None:
+    times = torch.tensor([1.0, 1e-13, 0.0], dtype=torch.float64)
+    start = Candidate("own", times, torch.eye(2).double(), torch.eye(2).double())
+    with pytest.raises(ArgumentError, match="^starts"):
+        calibrate([mixture(8, 1)], [mixture(8, 2)], 2, starts=[start])
 
 
 def test_bad_arguments_are_named() -> None:

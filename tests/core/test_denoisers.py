@@ -264,6 +264,45 @@ def test_classifier_free_guidance(weight: float) -> None:
     torch.testing.assert_close(kept, both[0] + weight * (both[1] - both[0]), rtol=1e-5, atol=1e-5)
 
 
+def test_guidance_on_rows_of_graphs() -> None:
+    """Rows know their example by an index: joined, the second half would ask the first's labels."""
+    index, label = torch.tensor([0, 0, 1]), torch.tensor([3.0, 5.0])
+
+    class Rows(nn.Module):
+        def forward(self, x: Tensor, c: Tensor, index: Tensor, label: Tensor) -> Tensor:
+            return x * label[index].unsqueeze(1)
+
+    x = torch.ones(3, 1)
+    guided = ClassifierFree(Rows(), 2.0, {"label": -1})(x, torch.zeros(2), index=index, label=label)
+    assert guided.flatten().tolist() == [7, 7, 11]
+
+
+def test_a_condition_that_all_examples_share_reaches_both_branches() -> None:
+    x, c, label = torch.randn(4, 3, generator=seeded(0)), torch.full((4,), 250.0), torch.arange(4)
+    shared, each = (
+        ClassifierFree(Labelled(), 2.0, {"label": 10})(x, c, label=label, scale=scale)
+        for scale in (torch.tensor(0.5), torch.full((4, 1), 0.5))
+    )
+    torch.testing.assert_close(shared, each)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_hears_of_time_exactly_whatever_the_type_of_the_states(dtype: torch.dtype) -> None:
+    heard = []
+
+    class Listening(nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            heard.append(c)
+            return x
+
+    kernel = Gaussian(LinearBeta())
+    denoise = GaussianDenoiser(Listening(), kernel.schedule, denoisers.v, index(4000)).given(kernel)
+    x = torch.zeros(2, 3, dtype=dtype)
+    for t in (0.75, torch.tensor([0.75, 0.75 + 1 / 4000], dtype=torch.float64)):
+        denoise(x, t)
+    assert [c.tolist() for c in heard] == [[2999, 2999], [2999, 3000]]
+
+
 @pytest.mark.parametrize("name", ["eps", "v", "x0", "flow"])
 def test_guidance_of_the_output_is_guidance_of_the_belief(name: str) -> None:
     kernel, x, label = Gaussian(LinearBeta()), torch.randn(4, 3, generator=seeded(0)).double(), torch.arange(4)

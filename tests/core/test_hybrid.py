@@ -217,5 +217,11 @@ def test_bad_arguments_are_named() -> None:
     for options, name in refused:
         with pytest.raises(ArgumentError, match=f"^{name}"):
             Hybrid(denoiser, kernel, **options)
+    objective = Hybrid(denoiser, kernel, grids.uniform(3))
+    assert objective.denoiser is denoiser
     with pytest.raises(ArgumentError, match="^batch"):
-        Hybrid(denoiser, kernel, grids.uniform(3))({})
+        objective({})
+    tokens = uniform(Cosine(), 3)
+    denoiser = TokenDenoiser(lambda x, c: torch.zeros(*x.shape, 3), tokens.schedule)  # pyright: ignore
+    with pytest.raises(ArgumentError, match="^stop"):
+        Hybrid(denoiser, tokens, grids.uniform(3))({"x_0": torch.zeros(2, 4, dtype=torch.long)}, seeded(0))

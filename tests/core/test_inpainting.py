@@ -203,6 +203,22 @@ def test_selection_is_fair_slot_by_slot_and_even_in_number() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("far", [0.0, 5.0])
+def test_particles_are_selected_by_their_effective_number(far: float) -> None:
+    """At every step where any number is few, never where none is; how likely the known part is does not matter."""
+    kernel, count = Gaussian(schedules.Cosine()), 32
+    x = torch.randn(count, 3, generator=seeded(0), dtype=torch.float64)
+    known = (Y + far).expand_as(x)
+    for threshold in (0.0, 1.0):
+        steps = particle_inpaint(
+            DATA.denoise(kernel), kernel, x, even(8), known=known, mask=KNOWN, particles=count, threshold=threshold,
+            generator=seeded(1),
+        )  # fmt: skip
+        *left, _ = [len(step.x.unique(dim=0)) for step in steps]  # at the end they are selected in any case
+        assert all(number < count if threshold == 1 else number == count for number in left), left
+
+
+@torch.no_grad()
 def test_particles_reach_the_conditional_law_of_the_chain_on_a_coarse_grid() -> None:
     """Exact for the chain as it is, not for the limit of fine grids: the two are far apart here."""
     kernel, times = Gaussian(schedules.Cosine()), even(6)

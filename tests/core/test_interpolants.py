@@ -125,6 +125,27 @@ def test_known_ends_give_the_exact_law_on_any_grid(schedule: Schedule, eta: floa
     assert float((again[0].x - steps[0].x).std()) == pytest.approx(float(fresh) * math.sqrt(2), rel=0.03)
 
 
+def test_both_beliefs_are_about_the_same_state() -> None:
+    kernel, asked = path(), []
+
+    def heard(end: int) -> Callable[[Tensor, Time], Belief]:
+        exact = belief(kernel, end)
+
+        def denoise(x: Tensor, t: Time) -> Belief:
+            asked.append((end, t, x))
+            return exact(x, t)
+
+        return denoise
+
+    last(bridge(heard(0), kernel, draw(1, 3, seeded(0)), grids.uniform(4), other=heard(1), eta=0.0))
+    first, second = ([(t, x) for end, t, x in asked if end == which] for which in (0, 1))
+    assert [t for t, _ in first] == [1.0, 0.75, 0.5, 0.25]
+    # At t = 0 there is nothing of x_1 left to believe in.
+    assert 2 <= len(second) <= 4
+    for t, x in second:
+        assert any(t == other and x is state for other, state in first)
+
+
 def test_eta_one_is_the_brownian_bridge() -> None:
     """Towards a known x_0: mean x_0 + (s/t)(x - x_0), variance 2 a^2 s (t - s)/t, without a belief about x_1; the first
     step, where gamma = 0, included; per-example times."""

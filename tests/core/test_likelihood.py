@@ -229,6 +229,14 @@ def test_truncated_solve() -> None:
         torch.testing.assert_close(found.nats, gaussian_density(x_0), rtol=0, atol=1e-4)
 
 
+def test_likelihoods_are_known_in_inference_mode() -> None:
+    kernel, x_0, times = Gaussian(Cosine()), DATA.sample(3, seeded(0)), grids.uniform(6)
+    outside = log_likelihood(DATA.denoise(kernel), kernel, x_0, times)
+    with torch.inference_mode():
+        inside = log_likelihood(DATA.denoise(kernel), kernel, x_0.clone(), times)
+    torch.testing.assert_close(inside.nats, outside.nats, rtol=0, atol=0)
+
+
 def test_adaptive_steps_obey_the_hardest_example() -> None:
     """Easy company does not dilute an example's error: the steps, and so the calls, stay the same."""
     kernel = Gaussian(Cosine())

@@ -51,6 +51,18 @@ def test_a_state_that_is_met_again_counts_again(law: str, number: Any) -> None:
     torch.testing.assert_close(belief.mean, a * x + 0.4 * y, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("law", [Isotropic(), Diagonal(torch.ones(()))], ids=["isotropic", "diagonal"])
+def test_dimensions_are_counted_in_any_type(law: Noise) -> None:
+    for dtype in (torch.bfloat16, torch.float16):
+        assert law.dof(torch.zeros(2, 3, 160, 161, dtype=dtype)).tolist() == [3 * 160 * 161] * 2
+    assert law.dof(torch.zeros(0, 3)).shape == (0,)
+
+
+def test_dimensions_of_large_clouds_are_counted_in_any_type() -> None:
+    law = Centred(torch.zeros(5001, dtype=torch.long), 1)
+    assert law.dof(torch.zeros(5001, 3, dtype=torch.bfloat16)).tolist() == [15_000]
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_the_norm_is_the_root_of_the_squares(law: str) -> None:
     """With a gradient of 0, not NaN, where it is 0."""

@@ -195,6 +195,21 @@ def test_loss_is_the_sum_of_the_weighted_errors_per_dimension() -> None:
     assert float(first) != 0 and bool((second != 0).any())
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_conditions_are_dropped(share: float) -> None:
+    heard = []
+
+    class Listening(Coupled):
+        def forward(self, xs: tuple[Tensor, Tensor], c: Tensor, *, hint: Any = 0.0) -> tuple[Tensor, Tensor]:
+            heard.append(hint)
+            return super().forward(xs, c)
+
+    own = denoiser(network=Listening())
+    objective = PartwiseDenoising(own, kernel(), [velocity, plain], drop={"hint": (share, 7)})
+    objective({"x_0": data(), "hint": torch.arange(3)}, seeded(0))
+    assert heard[0].tolist() == ([7, 7, 7] if share else [0, 1, 2])
+
+
 def test_a_batch_may_carry_its_structure() -> None:
     bare = Product([Gaussian(POSITIONS, Centred()), absorbing(TYPES, K, MASK)])
     mine, bound = (PartwiseDenoising(denoiser(), k, [velocity, plain]) for k in (bare, kernel()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -150,11 +151,25 @@ def test_starts_have_the_moments_of_the_noisy_data() -> None:
         assert bool(((drawn.mean(0) - law.mean).abs() < 5 * error).all())
         largest = float(law.covariance_matrix.diag().max())
         assert float((torch.cov(drawn.T) - law.covariance_matrix).abs().max()) < 5 * largest * math.sqrt(2 / count)
+    linked = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.3], [0.0, 0.3, 0.5]], dtype=torch.float64)
+    drawn = Covariance(x_0[0], linked, kernel, t).sample(like, seeded(3))
+    error = torch.cov(drawn.T) - (alpha**2 * linked + sigma**2 * I)
+    assert float(error.abs().max()) < 5 * (alpha**2 + sigma**2) * math.sqrt(2 / count)
     one_draw = Density(truth.log_prob)
     repeated = x_0[:1].expand(count, -1)
     estimate = one_draw.kl_from(kernel.marginal(repeated, t), seeded(4))
     expected = float(full.kl_from(kernel.marginal(x_0[:1], t)))
     assert abs(float(estimate.mean()) - expected) < 5 * float(estimate.std()) / count**0.5
+
+
+@pytest.mark.parametrize("kind", [Covariance, Variances])
+def test_densities_of_starts_can_be_differentiated(kind: Any) -> None:
+    kernel, x_0 = Gaussian(LinearBeta()), DATA.sample(50, seeded(0))
+    start, x = kind.fitted(x_0, kernel, 0.3), x_0[:2].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(start.log_prob(x).sum(), x)
+    step = 1e-5 * torch.randn(x.shape, generator=seeded(1), dtype=torch.float64)
+    rise = (start.log_prob(x + step) - start.log_prob(x - step)).sum() / 2
+    torch.testing.assert_close((gradient * step).sum(), rise.detach(), rtol=1e-6, atol=0)
 
 
 def test_starts_on_masked_and_centred_laws() -> None:

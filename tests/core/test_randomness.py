@@ -58,6 +58,7 @@ def test_rows_depend_on_their_own_generator_only(draw):
     assert len({tuple(row.flatten().tolist()) for row in whole}) == 6
     assert not torch.equal(whole, draw((6, 3, 2), example_generators(1, 3, range(6))))
     assert not torch.equal(whole, draw((6, 3, 2), example_generators(2, 2, range(6))))
+    assert not torch.equal(whole, draw((6, 3, 2), example_generators(2, 1, range(6))))
 
 
 def test_one_generator_gives_torchs_own_stream():

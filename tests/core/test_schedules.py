@@ -93,6 +93,13 @@ def test_sde_has_the_marginals(schedule: Schedule) -> None:
     torch.testing.assert_close((s_2**2 - s_1**2) / (2 * step), 2 * f * s**2 + g**2, rtol=1e-5, atol=1e-6)
 
 
+def test_rates_are_known_in_inference_mode(schedule: Schedule) -> None:
+    with torch.inference_mode():
+        inside = schedule.drift(T.clone()), schedule.diffusion(T.clone())
+    for one, two in zip(inside, (schedule.drift(T), schedule.diffusion(T)), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 def test_diffusion_is_finite_at_zero(schedule: Schedule) -> None:
     assert bool(schedule.diffusion(ZERO).isfinite())
 

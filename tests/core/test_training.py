@@ -61,6 +61,19 @@ def test_seeds_and_learning(tmp_path: Path):
     assert long[-20:].mean() < 0.8 * long[:20].mean()
 
 
+def test_dropout_is_drawn_anew_for_every_part_of_every_step(tmp_path: Path):
+    masks = []
+
+    class Masked(Objective):
+        def forward(self, batch: Any, generator: Any = None) -> torch.Tensor:
+            masks.append(torch.nn.functional.dropout(torch.ones(40), 0.5, self.training))
+            return super().forward(batch, generator)
+
+    run(tmp_path, objective=Masked(), steps=3, accumulate=2)
+    assert len(masks) == 6
+    assert len({tuple(mask.tolist()) for mask in masks}) == 6
+
+
 def test_bfloat16_trains_float32_weights(tmp_path: Path):
     trained = run(tmp_path, precision="bf16", objective=Objective(dropout=0.0))
     plain = run(tmp_path / "plain", objective=Objective(dropout=0.0))

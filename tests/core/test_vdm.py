@@ -110,6 +110,25 @@ def test_nothing_is_remembered_while_it_learns() -> None:
     assert not torch.equal(kernel.transition(x, 0.2, 0.5).mean, before[1])
 
 
+def test_the_prior_learns_too() -> None:
+    """The mismatch at t = 1 differentiated in the schedule's ends, through the prior as through the marginal."""
+    schedule = schedule_with(None)
+    kernel, x = Gaussian(schedule), torch.ones(2, 3, dtype=torch.float64)
+
+    def mismatch() -> Tensor:
+        return kernel.marginal(x, torch.ones(2, dtype=torch.float64)).kl(kernel.prior(x)).sum()
+
+    for end in (schedule.gamma_0, schedule.raw_span):
+        (found,) = torch.autograd.grad(mismatch(), end)
+        with torch.no_grad():
+            end.add_(1e-4)
+            above = mismatch()
+            end.sub_(2e-4)
+            below = mismatch()
+            end.add_(1e-4)
+        torch.testing.assert_close(found, ((above - below) / 2e-4).to(found), rtol=1e-5, atol=1e-8)
+
+
 def test_the_bound_does_not_depend_on_the_inner_schedule() -> None:
     """By Gauss-Legendre quadrature over t, without noise: SNR-weighted area between the ends, and nothing else."""
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(400))
