@@ -8,10 +8,14 @@ where Sigma grad log q(x_t) = (alpha_t m - x_t)/sigma_t^2 for the belief's mean 
 epsilon -> 0, on masked and centred states too. Three step sizes:
 
     langevin              epsilon = step sigma_t^2
-    corrector             epsilon = 2 share (snr |z|/|score|)^2, per example (Song et al. 2021, algorithms 4 and 5)
+    corrector             epsilon = 2 share (snr |z|/|score|)^2, per example (Song et al. 2021, algorithms 4 and 5),
+                          but at most (sigma_t |z|/2)^2
     annealed_langevin     epsilon = step sigma_t^2 / 2 at every level (Song & Ermon 2019, algorithm 1)
 
 The norms are those of whitened vectors, z' Sigma^+ z, one per example: a mean over the batch would couple its members.
+In few dimensions one example's score is often almost 0, where the authors' code leans on the mean; the limit keeps its
+step short. It is not met in many dimensions, where norms hardly vary. A step whose size depends on the state keeps the
+law only where the size hardly varies: normal data came out up to 1.7 times too wide in one dimension, 1.1 times in 16.
 `share` is 1 - beta, the squared drift (alpha_t/alpha_s)^2 of the forward chain between two times of the grid. It is 1
 where noise explodes and 0 at alpha_t = 0, where the state is noise already and there is nothing to correct.
 """
@@ -215,14 +219,14 @@ def corrected(
     share: Time,
     generator: Randomness,
 ) -> Step[Tensor]:
-    """A step with epsilon = 2 share (snr |z|/|score|)^2."""
+    """A step with epsilon = min(2 share (snr |z|/|score|)^2, (sigma |z|/2)^2)."""
     belief, sigma = denoise(x, at.t), near(at.sigma, x)
     towards = kernel.combine((-1.0, x), *belief.times(at.alpha))  # sigma^2 times the score
     length = kernel.noise.norm(towards)
     z = kernel.noise.draw(x, generator)
-    # Where the score is 0, as in a cloud of one point, the step is 0, and so is its gradient.
-    ratio = kernel.noise.norm(z) / length.masked_fill(length == 0, math.inf)
-    root = ratio * (snr * sigma * (2 * near(share, x)) ** 0.5)  # sqrt(epsilon)/sigma
+    reach = snr * sigma * (2 * near(share, x)) ** 0.5
+    # sqrt(epsilon)/sigma; 0 in a cloud of one point, which has neither noise nor score.
+    root = kernel.noise.norm(z) * reach / length.clamp_min(2 * reach).clamp_min(torch.finfo(x.dtype).tiny)
     of_noise = root * (math.sqrt(2) * sigma)
     return Step(at.t, kernel.combine((1.0, x), (root**2, towards), (of_noise, z)), belief)
 
