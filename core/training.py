@@ -5,7 +5,8 @@ clipped gradients, a warmed-up and then constant or cosine learning rate, and an
 weights, with which one samples.
 
 Every number drawn is a pure function of (seed, step, position in the global batch): the order of the data, the noise
-and times inside the objective, the augmentation of the examples; dropout's of (seed, step, first position of the part).
+and times inside the objective, the augmentation of the examples; what a whole batch shares, such as the offset of its
+stratified times, of (seed, step); dropout's of (seed, step, first position of the part).
 So the state of a run is its weights, averages and moments and the number of steps done; a resumed run equals an
 uninterrupted one bit for bit; and one process and several draw the same and differ by rounding alone (dropout aside).
 
@@ -42,7 +43,7 @@ from .ema import EMA
 from .errors import ArgumentError, CheckpointError, ConfigError, DataError, TrainingError
 from .interruption import Interrupted, Signals, own_randomness
 from .options import TrainingOptions, binding, check_same
-from .randomness import example_generators
+from .randomness import Share
 from .records import FILE, Records, read_records
 
 __all__ = ["Interrupted", "Trained", "learning_rate", "train"]
@@ -98,7 +99,8 @@ def train(
 
     Args:
         objective: `objective(batch, generators) -> losses`, (B,) floating: one loss per example of the mapping `batch`,
-            noise drawn from `generators`, one per example. Moved to the device and trained in place.
+            noise drawn from `generators`, one per example (a `randomness.Share`). Moved to the device and trained in
+            place.
         data: map-style data set of dicts of tensors; with a method `batch(indices) -> dict` whole batches are taken
             from it, which is much faster for data in memory, and what lets batches be ragged: their values may then be
             of any shape, nested (mappings, tuples, lists), or anything with a method `to(device)`. With
@@ -321,7 +323,7 @@ class _Run:
         """Losses of one part of the batch; their gradient is added to the parameters'."""
         options, device = self.options, self.accelerator.device
         values = {name: self._move(value) for name, value in batch.values.items()}
-        generators = example_generators(options.seed, batch.step, batch.positions)
+        generators = Share(options.seed, batch.step, batch.positions, options.batch_size)
         seed_everything(options.seed, batch.step, batch.positions.start, _DROPOUT)
         # Gradients meet once per step: only the last part's backward pass talks to the other processes.
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):

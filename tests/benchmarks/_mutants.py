@@ -381,12 +381,10 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "return (alpha_t + sigma_t) / sigma_t",
         ),
         ("conditions are dropped with the other probability", ".device) < probability", ".device) > probability"),
-        (
-            "one time for the whole batch",
-            "torch.arange(count, dtype=torch.float64) / count) % 1",
-            "torch.arange(count, dtype=torch.float64)) % 1",
-        ),
         ("EDM's times by the variance", "schedule.inverse(-2 * log_sigma)", "schedule.inverse(-log_sigma)"),
+    ],
+    "randomness": [
+        ("one time for the whole batch", "+ positions.double() / size) % 1", "+ positions.double()) % 1"),
     ],
     "bounds": [
         (
