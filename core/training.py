@@ -44,7 +44,7 @@ from .errors import ArgumentError, CheckpointError, ConfigError, DataError, Trai
 from .interruption import Interrupted, Signals, own_randomness
 from .options import TrainingOptions, binding, check_same
 from .randomness import Share
-from .records import FILE, Records, read_records
+from .records import Records, holds_records, read_records
 
 __all__ = ["Interrupted", "Trained", "learning_rate", "train"]
 
@@ -114,7 +114,9 @@ def train(
         on_checkpoint: called with the path of each checkpoint written, on the main process.
 
     Raises:
-        ArgumentError: something cannot be used, or `folder` holds a run and `resume` is False. Nothing was changed.
+        ArgumentError: something cannot be used, `folder` holds a run and `resume` is False, or another process trains
+            in it. Nothing was changed; only what is wrong with the losses shows in the first step, after which the
+            same folder can be begun in again.
         ConfigError: an option, or the data, differ from those of the run to resume.
         CheckpointError: no checkpoint is sound or fits the objective, or none can be written.
         TrainingError: a loss or gradient is not finite; the step was not taken and the state before it is saved.
@@ -125,9 +127,13 @@ def train(
         cpu=options.cpu, mixed_precision="no"
     )  # autocast is ours: it must not depend on launchers
     run = _Run(objective, data, options, Path(folder), accelerator, on_log, on_checkpoint, lasting)
-    run.begin(resume)
-    if on_begin is not None and accelerator.is_main_process:
-        on_begin()
+    try:
+        run.begin(resume)
+        if on_begin is not None and accelerator.is_main_process:
+            on_begin()
+    except BaseException:
+        run.end()
+        raise
     with own_randomness(accelerator.device), Signals() as signals:
         try:
             run.go(signals)
@@ -176,12 +182,14 @@ class _Run:
     # ------------------------------------------------------------------------------------------ begin and end
 
     def begin(self, resume: bool) -> None:
-        """Check the folder, restore the state, and open the log."""
+        """Hold and check the folder, restore the state, and open the log."""
+        if self.accelerator.is_main_process:
+            self._own_folder()
         checkpoint = None
         if resume and checkpoints.list_steps(self._checkpoints):
             checkpoint = checkpoints.load_newest(self._checkpoints)
             self._check(checkpoint)
-        elif not resume and (checkpoints.list_steps(self._checkpoints) or (self.folder / FILE).exists()):
+        elif not resume and (checkpoints.list_steps(self._checkpoints) or holds_records(self.folder)):
             raise ArgumentError("folder", str(self.folder), "a folder without a run, or resume=True to go on with it")
         self.accelerator.wait_for_everyone()  # all have looked before anyone writes
 
@@ -201,7 +209,6 @@ class _Run:
                 network.compile()
         self.model = self.accelerator.prepare_model(self.objective)
         if self.accelerator.is_main_process:
-            self._own_folder()
             self.records = Records(self.folder, self.history, self.step)
             self.bar = tqdm(
                 total=options.steps, initial=self.step, unit="step", disable=not options.progress, dynamic_ncols=True

@@ -338,6 +338,9 @@ def test_objective_of_the_wrong_kind(tmp_path: Path, losses: Any):
 
     with pytest.raises(ArgumentError, match=r"objective: .* one loss per example: a floating \(8,\)"):
         run(tmp_path, objective=Wrong())
+    corrected = run(tmp_path, steps=2)  # the folder is as good as new
+    assert [entry["step"] for entry in corrected.history] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_tensors_of_different_length():
