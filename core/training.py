@@ -18,6 +18,7 @@ Launched by `torchrun` or `accelerate launch`, the same call trains on all proce
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import math
 import os
@@ -162,6 +163,8 @@ class _Run:
         self.lasting = lasting
         self.accelerator, self.on_log, self.on_checkpoint = accelerator, on_log, on_checkpoint
         self.names = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        weights = dict(objective.named_parameters(remove_duplicate=False))
+        self.beside = objective.state_dict().keys() - weights.keys()
         if not self.names:
             raise ArgumentError("objective", objective, "a module with parameters to train")
         if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -303,6 +306,7 @@ class _Run:
         rate = learning_rate(options, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        before = self._beside()
         parts = [self._part(next(feed), last=part == options.accumulate - 1) for part in range(options.accumulate)]
         losses = torch.cat([part.losses for part in parts])
         gradients = [p.grad for p in self.names.values() if p.grad is not None]
@@ -314,7 +318,7 @@ class _Run:
         total, broken, stop, size = torch.cat([shared, norm.to(losses).reshape(1)]).tolist()
         signals.stop = stop > 0
         if broken or not math.isfinite(size):
-            self._refuse(parts, total / options.batch_size, size)
+            self._refuse(parts, before, total / options.batch_size, size)
         if options.clip > 0:
             nn.utils.clip_grads_with_norm_(list(self.names.values()), options.clip, norm)
         self.optimizer.step()
@@ -341,13 +345,14 @@ class _Run:
             (losses.float().mean() / options.accumulate).backward()
         return _Part(batch.indices, losses.detach().float())
 
-    def _refuse(self, parts: list[_Part], loss: float, norm: float) -> NoReturn:
+    def _refuse(self, parts: list[_Part], before: dict[str, Any], loss: float, norm: float) -> NoReturn:
         """Save the state before the step, and say what is wrong."""
+        self.objective.load_state_dict(before, strict=False)
         own = [i for part in parts for i in part.indices[~part.losses.isfinite().cpu()].tolist()]
         bad: list[int] = gather_object(own)  # of all processes
         self.optimizer.zero_grad(set_to_none=True)
         sound = all(x.isfinite().all() for x in self.objective.state_dict().values())
-        if sound:  # running statistics may have met the bad examples already
+        if sound:  # the update before may have left weights that are not
             self._save()
         self.accelerator.wait_for_everyone()
         where = f"examples {', '.join(map(str, sorted(bad)[:20]))} of the data" if bad else "the gradient"
@@ -424,6 +429,14 @@ class _Run:
     @property
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def _beside(self) -> dict[str, Any]:
+        """A copy of the objective's state beside its parameters: what forward passes may change."""
+        if not self.beside:
+            return {}
+        state = self.objective.state_dict()
+        values = ((name, state[name]) for name in self.beside)
+        return {name: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x) for name, x in values}
 
     def _networks(self) -> list[nn.Module]:
         return [m for name, m in self.objective.named_modules() if name.rpartition(".")[2] == "network"]

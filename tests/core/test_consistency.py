@@ -12,15 +12,15 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from polydiff.core import checkpoints, grids
 from polydiff.core import consistency as ct
-from polydiff.core import grids
-from polydiff.core.batches import Tensors
+from polydiff.core.batches import Plan, Tensors
 from polydiff.core.clouds import Centred
 from polydiff.core.consistency import Consistency, consistency, consistency_sampler, curriculum
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.distillation import bound
-from polydiff.core.errors import ArgumentError
+from polydiff.core.errors import ArgumentError, TrainingError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.kernel import Time
 from polydiff.core.ode import heun
@@ -239,6 +239,38 @@ def test_steps_are_counted_and_restored() -> None:
     other.load_state_dict(loss.state_dict())
     assert other.calls == 5
     torch.testing.assert_close(loss({"x_0": x_0}, seeded(4)), other({"x_0": x_0}, seeded(4)), rtol=0, atol=0)
+
+
+def test_a_refused_step_is_not_counted(tmp_path: Path) -> None:
+    """Else the curriculum of the run that resumes would be ahead of its steps."""
+    schedule = LinearBeta()
+    grid = lambda n: above(n, schedule, 0.1)  # noqa: E731
+    options = TrainingOptions(steps=8, batch_size=4, accumulate=2, warmup=0, cpu=True, progress=False)
+    x_0 = DATA.sample(32, seeded(0)).float()
+    x_0[int(Plan(options.seed, 32, 4).indices(3, range(4))[0])] = math.nan
+    made = Consistency(
+        GaussianDenoiser(Single(), schedule, consistency(0.1)),
+        Gaussian(schedule),
+        grid,
+        curriculum(8, 2, 8),
+        accumulate=2,
+    )
+    with pytest.raises(TrainingError, match="step 3"):
+        train(made, Tensors(x_0=x_0), options, folder=tmp_path)
+    assert made.calls == 6
+    newest = checkpoints.load_newest(tmp_path / "checkpoints")
+    assert newest.step == 3 and int(newest.tensors["model"]["_extra_state"]) == 6
+
+
+class Single(nn.Module):
+    """A linear network in single precision, told nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.layer(x)
 
 
 def test_unusable_grids_are_refused() -> None:

@@ -304,7 +304,9 @@ def test_gradient_that_is_not_finite(tmp_path: Path):
 
     with pytest.raises(TrainingError, match=r"step 4: loss \d.*gradient norm (nan|inf).*in the gradient"):
         run(tmp_path, objective=Root())
-    assert checkpoints.load_newest(tmp_path / "checkpoints").step == 4
+    newest = checkpoints.load_newest(tmp_path / "checkpoints")
+    assert newest.step == 4
+    assert newest.tensors["model"]["seen"] == 4 * OPTIONS.accumulate  # the state before the step, its buffers too
 
 
 # ------------------------------------------------------------------------------------------------------- bad arguments
