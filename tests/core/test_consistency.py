@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from polydiff.core.randomness import example_generators, seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
 from polydiff.core.training import train
+from polydiff.core.vdm import LearnedSchedule
 from tests.problems import Clouds, GaussianData, MixtureData
 
 DATA = GaussianData.standard()
@@ -271,6 +273,20 @@ class Single(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return self.layer(x)
+
+
+def test_intervals_follow_a_schedule_that_learns() -> None:
+    schedule = LearnedSchedule(-4.0, 4.0, hidden=4, t_min=0.01)
+    denoiser: Any = Known(lambda x, t: Belief(x), schedule)
+    loss = objective(denoiser, Gaussian(schedule), lambda n: above(n, schedule, 0.1), 4)
+    before = loss.table()
+    with torch.no_grad():
+        schedule.gamma_0.add_(2.0)
+    after = loss.table()
+    torch.testing.assert_close(after.alpha_s, schedule(after.s)[0].detach(), rtol=0, atol=0)
+    torch.testing.assert_close(after.weight, ct.reciprocal(schedule, after.t, after.s).detach(), rtol=0, atol=0)
+    assert bool((after.alpha_s < before.alpha_s).all()) and not torch.equal(after.cumulative, before.cumulative)
+    copy.deepcopy(loss)  # as averages do
 
 
 def test_unusable_grids_are_refused() -> None:
