@@ -226,9 +226,12 @@ class Consistency(nn.Module):
         i = torch.searchsorted(table.cumulative, u, right=True).clamp(max=len(table.t) - 1)
         t, s = table.t[i], table.s[i]
         x_1 = kernel.pair(x_0, generator)
-        x_t = kernel.interpolate(x_0, x_1, t)
+        x_t = kernel.interpolate(x_0, x_1, t, generator)
         with torch.no_grad():
-            x_s = kernel.interpolate(x_0, x_1, s) if self.teacher is None else self.step(kernel, x_t, t, s, condition)
+            if self.teacher is None:
+                x_s = kernel.interpolate(x_0, x_1, s, generator)
+            else:
+                x_s = self.step(kernel, x_t, t, s, condition)
             ahead = self.denoiser(x_s, s, kernel, **condition)
             at_end = (i == len(table.t) - 1).to(torch.float64)
             target = kernel.combine((at_end / table.alpha_s[i], x_s), *ahead.times(1 - at_end))

@@ -758,8 +758,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "neighbours with different noise",
-            "x_s = kernel.interpolate(x_0, x_1, s) if",
-            "x_s = kernel.interpolate(x_0, kernel.pair(x_0, generator), s) if",
+            "x_s = kernel.interpolate(x_0, x_1, s, generator)",
+            "x_s = kernel.interpolate(x_0, kernel.pair(x_0, generator), s, generator)",
         ),
         (
             "weight without alpha",

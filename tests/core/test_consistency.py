@@ -23,10 +23,11 @@ from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.distillation import bound
 from polydiff.core.errors import ArgumentError, TrainingError
 from polydiff.core.gaussian import Belief, Gaussian
+from polydiff.core.interpolants import Interpolant
 from polydiff.core.kernel import Time
 from polydiff.core.ode import heun
 from polydiff.core.options import TrainingOptions
-from polydiff.core.randomness import example_generators, seeded
+from polydiff.core.randomness import example_generators, randn_like, seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
 from polydiff.core.training import train
@@ -287,6 +288,19 @@ def test_intervals_follow_a_schedule_that_learns() -> None:
     torch.testing.assert_close(after.weight, ct.reciprocal(schedule, after.t, after.s).detach(), rtol=0, atol=0)
     assert bool((after.alpha_s < before.alpha_s).all()) and not torch.equal(after.cumulative, before.cumulative)
     copy.deepcopy(loss)  # as averages do
+
+
+def test_a_path_with_latent_noise_draws_from_the_generator() -> None:
+    """Whatever stands in torch's global stream."""
+    kernel = Interpolant(lambda x_0, generator: randn_like(x_0, generator))
+    denoiser: Any = Known(lambda x, t: Belief(torch.sin(x)), kernel.schedule)
+    options: dict[str, Any] = {"weight": ct.plain, "law": ct.even}
+    loss = objective(denoiser, kernel, lambda n: above(n, kernel.schedule, 0.1), 4, **options)
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.append(loss({"x_0": DATA.sample(5, seeded(0))}, example_generators(0, 0, range(5))))
+    assert torch.equal(*losses)
 
 
 def test_unusable_grids_are_refused() -> None:
