@@ -69,7 +69,7 @@ def cold(
         kernel: a `Cold` path, or any other without latent noise.
         x: the degraded state at times[0].
         times: grid (n + 1,) or (n + 1, B).
-        generator: not used; all samplers are called alike.
+        generator: one, or a list with one per example; handed to the path. `Cold` and Gaussian ones draw nothing.
     """
     times, alpha, sigma = prepared(kernel, times)
     count = kernel.examples(x)
@@ -79,6 +79,6 @@ def cold(
         belief = denoise(x, t)
         x_1 = kernel.combine((of_x, x), *belief.times(of_mean))
         x_0 = belief.mean
-        before, after = kernel.interpolate(x_0, x_1, now), kernel.interpolate(x_0, x_1, then)
+        before, after = (kernel.interpolate(x_0, x_1, u, generator) for u in (now, then))
         x = kernel.combine((1.0, x), (-1.0, before), (1.0, after))
         yield Step(s, x, belief)

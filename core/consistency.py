@@ -36,7 +36,7 @@ from .kernel import Path, Time
 from .ode import heun
 from .randomness import Randomness, rand
 from .sampling import Step, Steps, columns, prepared
-from .schedules import Schedule
+from .schedules import Schedule, is_fixed
 from .structure import opened
 from .tableau import Row, follow
 
@@ -192,20 +192,25 @@ class Consistency(nn.Module):
     def table(self) -> _Intervals:
         """The intervals of the present step."""
         count = self.intervals(self.calls // self.accumulate)
-        if count not in self.tables:
-            times = check_times(self.grid(count))
-            if times.ndim != 1 or len(times) != count + 2:
-                raise ArgumentError("grid", times, f"a grid (1, ..., t_min, 0) of {count + 2} times")
-            t, s, schedule = times[:-2], times[1:-1], self.kernel.schedule
-            law, weight = self.law(schedule, t, s), self.weight(schedule, t, s)
-            if not bool((weight.isfinite() & (weight > 0)).all()):
-                raise ArgumentError(
-                    "weight", weight, "positive numbers on the whole grid; `plain` has them at alpha = 0"
-                )
-            if not bool((law >= 0).all() and law.sum() > 0):
-                raise ArgumentError("law", law, "probabilities up to a factor")
-            self.tables[count] = _Intervals(t, s, schedule(s)[0].detach(), law.cumsum(0) / law.sum(), weight.detach())
-        return self.tables[count]
+        if count in self.tables:
+            return self.tables[count]
+        table = self.tabulated(count)
+        if is_fixed(self.kernel.schedule):
+            self.tables[count] = table
+        return table
+
+    def tabulated(self, count: int) -> _Intervals:
+        """The table of `count` intervals as the schedule is now; nothing in it teaches a schedule that learns."""
+        times = check_times(self.grid(count)).detach()
+        if times.ndim != 1 or len(times) != count + 2:
+            raise ArgumentError("grid", times, f"a grid (1, ..., t_min, 0) of {count + 2} times")
+        t, s, schedule = times[:-2], times[1:-1], self.kernel.schedule
+        law, weight = self.law(schedule, t, s).detach(), self.weight(schedule, t, s).detach()
+        if not bool((weight.isfinite() & (weight > 0)).all()):
+            raise ArgumentError("weight", weight, "positive numbers on the whole grid; `plain` has them at alpha = 0")
+        if not bool((law >= 0).all() and law.sum() > 0):
+            raise ArgumentError("law", law, "probabilities up to a factor")
+        return _Intervals(t, s, schedule(s)[0].detach(), law.cumsum(0) / law.sum(), weight)
 
     def forward(self, batch: Mapping[str, Any], generator: Randomness = None) -> Tensor:
         """Per-example losses (B,).
@@ -221,9 +226,12 @@ class Consistency(nn.Module):
         i = torch.searchsorted(table.cumulative, u, right=True).clamp(max=len(table.t) - 1)
         t, s = table.t[i], table.s[i]
         x_1 = kernel.pair(x_0, generator)
-        x_t = kernel.interpolate(x_0, x_1, t)
+        x_t = kernel.interpolate(x_0, x_1, t, generator)
         with torch.no_grad():
-            x_s = kernel.interpolate(x_0, x_1, s) if self.teacher is None else self.step(kernel, x_t, t, s, condition)
+            if self.teacher is None:
+                x_s = kernel.interpolate(x_0, x_1, s, generator)
+            else:
+                x_s = self.step(kernel, x_t, t, s, condition)
             ahead = self.denoiser(x_s, s, kernel, **condition)
             at_end = (i == len(table.t) - 1).to(torch.float64)
             target = kernel.combine((at_end / table.alpha_s[i], x_s), *ahead.times(1 - at_end))

@@ -156,7 +156,7 @@ class Distillation(nn.Module):
         count = kernel.examples(x_0)
         i = 2 * randint(len(times) // 2, (count,), generator)
         t = times[i]
-        x_t = kernel.interpolate(x_0, kernel.pair(x_0, generator), t)
+        x_t = kernel.interpolate(x_0, kernel.pair(x_0, generator), t, generator)
         target = self.target(kernel, x_t, t, times[i + 1], times[i + 2], **condition)
         belief = self.denoiser(x_t, t, kernel, **condition)
         error = kernel.error(target, belief, t)

@@ -18,7 +18,7 @@ loss form one module, whose forward is what DDP wraps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .denoisers import Denoiser
 from .errors import ArgumentError
 from .kernel import Kernel, Path
-from .randomness import Randomness, rand, randn
+from .randomness import Randomness, rand, randn, stratified
 from .schedules import Schedule
 from .structure import Opened, opened
 
@@ -118,13 +118,14 @@ def whole_steps(T: int) -> Times:
 
 
 def low_discrepancy(low: float = 1e-4, high: float = 1.0) -> Times:
-    """t_i = (u + i/B) mod 1, one u per batch (Kingma et al. 2021, I.1): less variance, examples not independent."""
+    """t_i = (u + i/B) mod 1, one u per batch (Kingma et al. 2021, I.1): less variance, examples not independent.
+
+    In training B is the global batch, however it is split; see `randomness.stratified`.
+    """
 
     def draw(schedule: Schedule, count: int, generator: Randomness = None) -> Tensor:
-        first = generator[0] if isinstance(generator, Sequence) else generator
-        u = rand((1,), first, dtype=torch.float64)
         bottom = max(low, schedule.t_min)
-        return bottom + (high - bottom) * ((u + torch.arange(count, dtype=torch.float64) / count) % 1)
+        return bottom + (high - bottom) * stratified(count, generator)
 
     return draw
 

@@ -12,6 +12,10 @@ The CPU generator of torch is a Mersenne Twister that keeps only the low 32 bits
 with probability about n^2 / 2^33: within one batch of 1024 that is 1e-4, and over a long run some example meets the
 noise that another one met thousands of steps before, which does no harm. Seeds are hashed first (splitmix64, Steele,
 Lea and Flood 2014, "Fast splittable pseudorandom number generators"), so that neighbouring keys give unrelated streams.
+
+Some laws tie the examples of a batch together: `stratified` spreads one number over all of them. They too must not ask
+how the batch was split, so in training the generators are a `Share`, which knows its place in the whole batch, and such
+laws ask `standing`.
 """
 
 from __future__ import annotations
@@ -19,19 +23,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias, final, overload
 
 import torch
 from torch import Tensor
 
 from .errors import ArgumentError
 
-__all__ = ["Randomness", "example_generators", "mix", "rand", "randint", "randn", "randn_like", "seeded", "uniform"]
+__all__ = [
+    "Randomness",
+    "Share",
+    "Standing",
+    "example_generators",
+    "mix",
+    "rand",
+    "randint",
+    "randn",
+    "randn_like",
+    "seeded",
+    "standing",
+    "stratified",
+    "uniform",
+]
 
 Randomness: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 """What every `generator` argument takes: one generator, a list with one per example, or None (torch's global one)."""
 
 _MASK = (1 << 64) - 1
+_COMMON = 0x636F6D6D6F6E  # sets this use of the seed apart from the others; above every position
 
 
 def mix(*keys: int) -> int:
@@ -59,6 +78,82 @@ def example_generators(seed: int, step: int, positions: Iterable[int]) -> list[t
         positions: of the examples in the global batch of that step (not in the share of one process).
     """
     return [seeded(seed, step, position) for position in positions]
+
+
+@final
+class Share(Sequence[torch.Generator]):
+    """The generators of some examples of a batch, as of `example_generators`, that know their place in it.
+
+    Not a list: DistributedDataParallel makes every list that it passes on anew, as a plain one.
+
+    Args:
+        seed, step: as of `example_generators`.
+        positions: of these examples in the global batch of that step.
+        size: of that batch.
+
+    Attributes:
+        common: a generator of what the whole batch shares; every share of one step begins with the same.
+    """
+
+    def __init__(self, seed: int, step: int, positions: Sequence[int], size: int):
+        self.positions, self.size = torch.tensor(positions, dtype=torch.int64), size
+        self.common = seeded(seed, step, _COMMON)
+        self._own = example_generators(seed, step, positions)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Generator: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Generator]: ...
+    def __getitem__(self, index: int | slice) -> torch.Generator | list[torch.Generator]:
+        return self._own[index]
+
+
+class Standing(NamedTuple):
+    """Where examples stand in their batch.
+
+    Attributes:
+        positions: (count,) int64.
+        size: of the batch, of which these examples may be a part.
+        common: the generator of what the batch shares. Whoever draws from it draws for the whole batch, so that every
+            part draws the same.
+    """
+
+    positions: Tensor
+    size: int
+    common: torch.Generator | None
+
+
+def standing(count: int, generator: Randomness) -> Standing:
+    """Where `count` examples stand in their batch: a `Share` knows; any other randomness is taken for a whole batch's.
+
+    Args:
+        count: number of examples.
+        generator: as in `randn`. The first of a list of generators is common to the batch.
+
+    Raises:
+        ArgumentError: a `Share` of another number of examples.
+    """
+    if not isinstance(generator, Share):
+        first = generator[0] if isinstance(generator, Sequence) else generator
+        return Standing(torch.arange(count), count, first)
+    if len(generator) != count:
+        raise ArgumentError("generator", f"{len(generator)} generators", f"one per example, {count}")
+    return Standing(generator.positions, generator.size, generator.common)
+
+
+def stratified(count: int, generator: Randomness = None) -> Tensor:
+    """u_i = (u + i/B) mod 1, (count,) float64, with one u per batch (Kingma et al. 2021, I.1): each is uniform in
+    [0, 1), and together they are spread evenly.
+
+    Args:
+        count: number of examples.
+        generator: see `standing`; i and B are those of the whole batch.
+    """
+    positions, size, common = standing(count, generator)
+    return (rand((1,), common, dtype=torch.float64) + positions.double() / size) % 1
 
 
 def randn(

@@ -13,9 +13,14 @@ from typing import Any, final
 
 from .files import write_atomically
 
-__all__ = ["FILE", "Records", "read_records"]
+__all__ = ["FILE", "Records", "holds_records", "read_records"]
 
 FILE = "metrics.jsonl"
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether anything was ever logged in `folder`; a run that failed before leaves an empty log."""
+    return (folder / FILE).exists() and (folder / FILE).stat().st_size > 0
 
 
 def read_records(folder: Path, last: int | None = None) -> list[dict[str, Any]]:

@@ -15,11 +15,9 @@ from typing import Any
 from .commands import CONFIG_NAME
 from .config import load, to_dict
 from .errors import ArgumentError, ConfigError, DataError
+from .records import holds_records
 
 __all__ = ["check_begun", "check_free", "command_line", "make_folder", "model_folder"]
-
-LOG = "metrics.jsonl"
-"""The log of a training run, see `records`."""
 
 LOCAL = frozenset(
     {"data_root", "out", "config", "resume", "progress", "cpu", "log_every", "checkpoint_every", "keep", "processes"}
@@ -31,7 +29,7 @@ def check_begun(options: Any) -> None:
     """An ArgumentError if `options.out` holds no run to resume, or one that `options.resume` does not ask for."""
     if options.resume and not (options.out / CONFIG_NAME).exists():
         raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
-    if not options.resume and ((options.out / LOG).exists() or any((options.out / "checkpoints").glob("step_*"))):
+    if not options.resume and (holds_records(options.out) or any((options.out / "checkpoints").glob("step_*"))):
         raise ArgumentError("--out", str(options.out), "a folder without a run, or --resume to go on with this one")
 
 

@@ -17,7 +17,7 @@ with a reading that is certain of tokens that are not masked, as both are. Its i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +27,7 @@ from .denoisers import Denoiser
 from .errors import ArgumentError
 from .kernel import Kernel, interior
 from .objectives import Denoising, plain
-from .randomness import Randomness, rand
+from .randomness import Randomness, rand, standing, stratified
 from .schedules import Schedule
 from .structure import opened
 
@@ -54,18 +54,11 @@ def half_unmasking(schedule: Schedule, t: Tensor) -> Tensor:
     return unmasking(schedule, t).sqrt()
 
 
-def stratified(count: int, generator: Randomness = None) -> Tensor:
-    """u_i = (u + i/B) mod 1, one u per batch (Kingma et al. 2021, I.1): the low-discrepancy draw."""
-    first = generator[0] if isinstance(generator, Sequence) else generator
-    u = rand((1,), first, dtype=torch.float64)
-    return (u + torch.arange(count, dtype=torch.float64) / count) % 1
-
-
 def antithetic(count: int, generator: Randomness = None) -> Tensor:
-    """u and 1 - u in turn: pairs that err in opposite directions, independent of the other pairs."""
-    half = (count + 1) // 2
-    u = rand((half,), generator[:half] if isinstance(generator, Sequence) else generator, dtype=torch.float64)
-    return torch.stack([u, 1 - u], 1).flatten()[:count]
+    """u and 1 - u in turn: pairs of the whole batch that err in opposite directions, independent of the other pairs."""
+    positions, size, common = standing(count, generator)
+    u = rand(((size + 1) // 2,), common, dtype=torch.float64)[positions // 2]
+    return torch.where(positions % 2 == 0, u, 1 - u)
 
 
 class ScoreEntropy(nn.Module):

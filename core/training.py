@@ -5,7 +5,8 @@ clipped gradients, a warmed-up and then constant or cosine learning rate, and an
 weights, with which one samples.
 
 Every number drawn is a pure function of (seed, step, position in the global batch): the order of the data, the noise
-and times inside the objective, the augmentation of the examples; dropout's of (seed, step, first position of the part).
+and times inside the objective, the augmentation of the examples; what a whole batch shares, such as the offset of its
+stratified times, of (seed, step); dropout's of (seed, step, first position of the part).
 So the state of a run is its weights, averages and moments and the number of steps done; a resumed run equals an
 uninterrupted one bit for bit; and one process and several draw the same and differ by rounding alone (dropout aside).
 
@@ -17,6 +18,7 @@ Launched by `torchrun` or `accelerate launch`, the same call trains on all proce
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import math
 import os
@@ -42,8 +44,8 @@ from .ema import EMA
 from .errors import ArgumentError, CheckpointError, ConfigError, DataError, TrainingError
 from .interruption import Interrupted, Signals, own_randomness
 from .options import TrainingOptions, binding, check_same
-from .randomness import example_generators
-from .records import FILE, Records, read_records
+from .randomness import Share
+from .records import Records, holds_records, read_records
 
 __all__ = ["Interrupted", "Trained", "learning_rate", "train"]
 
@@ -98,7 +100,8 @@ def train(
 
     Args:
         objective: `objective(batch, generators) -> losses`, (B,) floating: one loss per example of the mapping `batch`,
-            noise drawn from `generators`, one per example. Moved to the device and trained in place.
+            noise drawn from `generators`, one per example (a `randomness.Share`). Moved to the device and trained in
+            place.
         data: map-style data set of dicts of tensors; with a method `batch(indices) -> dict` whole batches are taken
             from it, which is much faster for data in memory, and what lets batches be ragged: their values may then be
             of any shape, nested (mappings, tuples, lists), or anything with a method `to(device)`. With
@@ -112,7 +115,9 @@ def train(
         on_checkpoint: called with the path of each checkpoint written, on the main process.
 
     Raises:
-        ArgumentError: something cannot be used, or `folder` holds a run and `resume` is False. Nothing was changed.
+        ArgumentError: something cannot be used, `folder` holds a run and `resume` is False, or another process trains
+            in it. Nothing was changed; only what is wrong with the losses shows in the first step, after which the
+            same folder can be begun in again.
         ConfigError: an option, or the data, differ from those of the run to resume.
         CheckpointError: no checkpoint is sound or fits the objective, or none can be written.
         TrainingError: a loss or gradient is not finite; the step was not taken and the state before it is saved.
@@ -123,9 +128,13 @@ def train(
         cpu=options.cpu, mixed_precision="no"
     )  # autocast is ours: it must not depend on launchers
     run = _Run(objective, data, options, Path(folder), accelerator, on_log, on_checkpoint, lasting)
-    run.begin(resume)
-    if on_begin is not None and accelerator.is_main_process:
-        on_begin()
+    try:
+        run.begin(resume)
+        if on_begin is not None and accelerator.is_main_process:
+            on_begin()
+    except BaseException:
+        run.end()
+        raise
     with own_randomness(accelerator.device), Signals() as signals:
         try:
             run.go(signals)
@@ -154,6 +163,8 @@ class _Run:
         self.lasting = lasting
         self.accelerator, self.on_log, self.on_checkpoint = accelerator, on_log, on_checkpoint
         self.names = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        weights = dict(objective.named_parameters(remove_duplicate=False))
+        self.beside = objective.state_dict().keys() - weights.keys()
         if not self.names:
             raise ArgumentError("objective", objective, "a module with parameters to train")
         if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -174,12 +185,14 @@ class _Run:
     # ------------------------------------------------------------------------------------------ begin and end
 
     def begin(self, resume: bool) -> None:
-        """Check the folder, restore the state, and open the log."""
+        """Hold and check the folder, restore the state, and open the log."""
+        if self.accelerator.is_main_process:
+            self._own_folder()
         checkpoint = None
         if resume and checkpoints.list_steps(self._checkpoints):
             checkpoint = checkpoints.load_newest(self._checkpoints)
             self._check(checkpoint)
-        elif not resume and (checkpoints.list_steps(self._checkpoints) or (self.folder / FILE).exists()):
+        elif not resume and (checkpoints.list_steps(self._checkpoints) or holds_records(self.folder)):
             raise ArgumentError("folder", str(self.folder), "a folder without a run, or resume=True to go on with it")
         self.accelerator.wait_for_everyone()  # all have looked before anyone writes
 
@@ -199,7 +212,6 @@ class _Run:
                 network.compile()
         self.model = self.accelerator.prepare_model(self.objective)
         if self.accelerator.is_main_process:
-            self._own_folder()
             self.records = Records(self.folder, self.history, self.step)
             self.bar = tqdm(
                 total=options.steps, initial=self.step, unit="step", disable=not options.progress, dynamic_ncols=True
@@ -294,6 +306,7 @@ class _Run:
         rate = learning_rate(options, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        before = self._beside()
         parts = [self._part(next(feed), last=part == options.accumulate - 1) for part in range(options.accumulate)]
         losses = torch.cat([part.losses for part in parts])
         gradients = [p.grad for p in self.names.values() if p.grad is not None]
@@ -305,7 +318,7 @@ class _Run:
         total, broken, stop, size = torch.cat([shared, norm.to(losses).reshape(1)]).tolist()
         signals.stop = stop > 0
         if broken or not math.isfinite(size):
-            self._refuse(parts, total / options.batch_size, size)
+            self._refuse(parts, before, total / options.batch_size, size)
         if options.clip > 0:
             nn.utils.clip_grads_with_norm_(list(self.names.values()), options.clip, norm)
         self.optimizer.step()
@@ -321,7 +334,7 @@ class _Run:
         """Losses of one part of the batch; their gradient is added to the parameters'."""
         options, device = self.options, self.accelerator.device
         values = {name: self._move(value) for name, value in batch.values.items()}
-        generators = example_generators(options.seed, batch.step, batch.positions)
+        generators = Share(options.seed, batch.step, batch.positions, options.batch_size)
         seed_everything(options.seed, batch.step, batch.positions.start, _DROPOUT)
         # Gradients meet once per step: only the last part's backward pass talks to the other processes.
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -332,13 +345,14 @@ class _Run:
             (losses.float().mean() / options.accumulate).backward()
         return _Part(batch.indices, losses.detach().float())
 
-    def _refuse(self, parts: list[_Part], loss: float, norm: float) -> NoReturn:
+    def _refuse(self, parts: list[_Part], before: dict[str, Any], loss: float, norm: float) -> NoReturn:
         """Save the state before the step, and say what is wrong."""
+        self.objective.load_state_dict(before, strict=False)
         own = [i for part in parts for i in part.indices[~part.losses.isfinite().cpu()].tolist()]
         bad: list[int] = gather_object(own)  # of all processes
         self.optimizer.zero_grad(set_to_none=True)
         sound = all(x.isfinite().all() for x in self.objective.state_dict().values())
-        if sound:  # running statistics may have met the bad examples already
+        if sound:  # the update before may have left weights that are not
             self._save()
         self.accelerator.wait_for_everyone()
         where = f"examples {', '.join(map(str, sorted(bad)[:20]))} of the data" if bad else "the gradient"
@@ -415,6 +429,14 @@ class _Run:
     @property
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def _beside(self) -> dict[str, Any]:
+        """A copy of the objective's state beside its parameters: what forward passes may change."""
+        if not self.beside:
+            return {}
+        state = self.objective.state_dict()
+        values = ((name, state[name]) for name in self.beside)
+        return {name: x.clone() if isinstance(x, Tensor) else copy.deepcopy(x) for name, x in values}
 
     def _networks(self) -> list[nn.Module]:
         return [m for name, m in self.objective.named_modules() if name.rpartition(".")[2] == "network"]

@@ -406,12 +406,10 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "return (alpha_t + sigma_t) / sigma_t",
         ),
         ("conditions are dropped with the other probability", ".device) < probability", ".device) > probability"),
-        (
-            "one time for the whole batch",
-            "torch.arange(count, dtype=torch.float64) / count) % 1",
-            "torch.arange(count, dtype=torch.float64)) % 1",
-        ),
         ("EDM's times by the variance", "schedule.inverse(-2 * log_sigma)", "schedule.inverse(-log_sigma)"),
+    ],
+    "randomness": [
+        ("one time for the whole batch", "+ positions.double() / size) % 1", "+ positions.double()) % 1"),
     ],
     "bounds": [
         (
@@ -901,8 +899,8 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "neighbours with different noise",
-            "x_s = kernel.interpolate(x_0, x_1, s) if",
-            "x_s = kernel.interpolate(x_0, kernel.pair(x_0, generator), s) if",
+            "x_s = kernel.interpolate(x_0, x_1, s, generator)",
+            "x_s = kernel.interpolate(x_0, kernel.pair(x_0, generator), s, generator)",
         ),
         (
             "weight without alpha",

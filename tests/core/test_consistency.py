@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,23 +13,25 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from polydiff.core import checkpoints, grids
 from polydiff.core import consistency as ct
-from polydiff.core import grids
-from polydiff.core.batches import Tensors
+from polydiff.core.batches import Plan, Tensors
 from polydiff.core.clouds import Centred
 from polydiff.core.consistency import Consistency, consistency, consistency_sampler, curriculum
 from polydiff.core.ddim import ddim
 from polydiff.core.denoisers import GaussianDenoiser
 from polydiff.core.distillation import bound
-from polydiff.core.errors import ArgumentError
+from polydiff.core.errors import ArgumentError, TrainingError
 from polydiff.core.gaussian import Belief, Gaussian
+from polydiff.core.interpolants import Interpolant
 from polydiff.core.kernel import Time
 from polydiff.core.ode import heun
 from polydiff.core.options import TrainingOptions
-from polydiff.core.randomness import example_generators, seeded
+from polydiff.core.randomness import example_generators, randn_like, seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule, VarianceExploding
 from polydiff.core.training import train
+from polydiff.core.vdm import LearnedSchedule
 from tests.problems import Clouds, GaussianData, MixtureData
 
 DATA = GaussianData.standard()
@@ -239,6 +242,65 @@ def test_steps_are_counted_and_restored() -> None:
     other.load_state_dict(loss.state_dict())
     assert other.calls == 5
     torch.testing.assert_close(loss({"x_0": x_0}, seeded(4)), other({"x_0": x_0}, seeded(4)), rtol=0, atol=0)
+
+
+def test_a_refused_step_is_not_counted(tmp_path: Path) -> None:
+    """Else the curriculum of the run that resumes would be ahead of its steps."""
+    schedule = LinearBeta()
+    grid = lambda n: above(n, schedule, 0.1)  # noqa: E731
+    options = TrainingOptions(steps=8, batch_size=4, accumulate=2, warmup=0, cpu=True, progress=False)
+    x_0 = DATA.sample(32, seeded(0)).float()
+    x_0[int(Plan(options.seed, 32, 4).indices(3, range(4))[0])] = math.nan
+    made = Consistency(
+        GaussianDenoiser(Single(), schedule, consistency(0.1)),
+        Gaussian(schedule),
+        grid,
+        curriculum(8, 2, 8),
+        accumulate=2,
+    )
+    with pytest.raises(TrainingError, match="step 3"):
+        train(made, Tensors(x_0=x_0), options, folder=tmp_path)
+    assert made.calls == 6
+    newest = checkpoints.load_newest(tmp_path / "checkpoints")
+    assert newest.step == 3 and int(newest.tensors["model"]["_extra_state"]) == 6
+
+
+class Single(nn.Module):
+    """A linear network in single precision, told nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def test_intervals_follow_a_schedule_that_learns() -> None:
+    schedule = LearnedSchedule(-4.0, 4.0, hidden=4, t_min=0.01)
+    denoiser: Any = Known(lambda x, t: Belief(x), schedule)
+    loss = objective(denoiser, Gaussian(schedule), lambda n: above(n, schedule, 0.1), 4)
+    before = loss.table()
+    with torch.no_grad():
+        schedule.gamma_0.add_(2.0)
+    after = loss.table()
+    torch.testing.assert_close(after.alpha_s, schedule(after.s)[0].detach(), rtol=0, atol=0)
+    torch.testing.assert_close(after.weight, ct.reciprocal(schedule, after.t, after.s).detach(), rtol=0, atol=0)
+    assert bool((after.alpha_s < before.alpha_s).all()) and not torch.equal(after.cumulative, before.cumulative)
+    copy.deepcopy(loss)  # as averages do
+
+
+def test_a_path_with_latent_noise_draws_from_the_generator() -> None:
+    """Whatever stands in torch's global stream."""
+    kernel = Interpolant(lambda x_0, generator: randn_like(x_0, generator))
+    denoiser: Any = Known(lambda x, t: Belief(torch.sin(x)), kernel.schedule)
+    options: dict[str, Any] = {"weight": ct.plain, "law": ct.even}
+    loss = objective(denoiser, kernel, lambda n: above(n, kernel.schedule, 0.1), 4, **options)
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.append(loss({"x_0": DATA.sample(5, seeded(0))}, example_generators(0, 0, range(5))))
+    assert torch.equal(*losses)
 
 
 def test_unusable_grids_are_refused() -> None:

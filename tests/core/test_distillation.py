@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polydiff.core import denoisers, grids
+from polydiff.core import denoisers, grids, objectives
 from polydiff.core.batches import Tensors
 from polydiff.core.clouds import Centred
 from polydiff.core.ddim import ddim
@@ -27,9 +27,10 @@ from polydiff.core.distillation import (
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
 from polydiff.core.guidance import ClassifierFree
+from polydiff.core.interpolants import Interpolant
 from polydiff.core.noise import Diagonal
 from polydiff.core.options import TrainingOptions
-from polydiff.core.randomness import example_generators, seeded
+from polydiff.core.randomness import example_generators, randn_like, seeded
 from polydiff.core.sampling import last
 from polydiff.core.schedules import EDM, Cosine, LinearBeta, RectifiedFlow, Schedule, SubVP, VarianceExploding
 from polydiff.core.training import train
@@ -278,3 +279,16 @@ def test_the_holder_takes_plain_functions() -> None:
     x = torch.ones(1, 1, requires_grad=True)
     belief = frozen(x, torch.ones(1), None, label=1)
     assert not belief.mean.requires_grad and float(belief.mean) == 2
+
+
+def test_a_path_with_latent_noise_draws_from_the_generator() -> None:
+    """Whatever stands in torch's global stream."""
+    kernel = Interpolant(lambda x_0, generator: randn_like(x_0, generator))
+    student = GaussianDenoiser(Field(), kernel.schedule, denoisers.x0)
+    teacher = bound(lambda x, t: Belief(torch.sin(x)))
+    loss = Distillation(student, teacher, kernel, grids.uniform(8), objectives.plain)
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        losses.append(loss({"x_0": torch.ones(5, 2)}, example_generators(0, 0, range(5))))
+    assert torch.equal(*losses)

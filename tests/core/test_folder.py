@@ -51,6 +51,27 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     train(objective(), data(), OPTIONS, folder=tmp_path)
 
 
+def test_nothing_of_the_callers_changes_where_another_process_trains(tmp_path: Path) -> None:
+    train(objective(), data(), OPTIONS, folder=tmp_path)
+    own = objective().eval()
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    with open(tmp_path / ".lock", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ArgumentError, match="no other process"):
+            train(own, data(), OPTIONS, folder=tmp_path, resume=True)
+    assert not own.training
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_run_that_is_refused_lets_go_of_the_folder(tmp_path: Path) -> None:
+    train(objective(), data(), OPTIONS, folder=tmp_path)
+    with pytest.raises(ArgumentError, match="a folder without a run") as caught:
+        train(objective(), data(), OPTIONS, folder=tmp_path)
+    train(objective(), data(), OPTIONS, folder=tmp_path, resume=True)
+    del caught  # whose traceback kept the refused run alive
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file"):

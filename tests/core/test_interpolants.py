@@ -289,3 +289,13 @@ def test_cold_training_and_an_exact_restoration() -> None:
     times = torch.stack([grids.uniform(4) ** p for p in (0.5, 1.0, 1.5, 2.0, 3.0)], 1)
     for step in cold(restore, kernel, kernel.pair(x_0), times):
         torch.testing.assert_close(step.x, kernel.degrade(x_0, torch.as_tensor(step.t)), rtol=1e-10, atol=1e-10)
+
+
+def test_cold_on_a_path_with_latent_noise_draws_from_the_generator() -> None:
+    kernel = Interpolant(lambda x_0, generator: randn(x_0.shape, generator))
+    ends = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        own, times = example_generators(0, 0, range(3)), grids.uniform(4)
+        ends.append(last(cold(lambda x, t: Belief(torch.sin(x)), kernel, torch.ones(3, 2), times, generator=own)))
+    assert torch.equal(*ends)

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from polydiff.core.errors import ArgumentError
-from polydiff.core.randomness import example_generators, mix, rand, randint, randn, randn_like, seeded, uniform
+from polydiff.core.randomness import (
+    Share,
+    example_generators,
+    mix,
+    rand,
+    randint,
+    randn,
+    randn_like,
+    seeded,
+    standing,
+    stratified,
+    uniform,
+)
+from polydiff.core.score_entropy import antithetic
 
 INTEGERS = st.integers(-(2**70), 2**70)
 
@@ -119,3 +135,44 @@ def test_wrong_number_of_generators(shape: tuple[int, ...]):
 def test_integers_are_refused():
     with pytest.raises(ArgumentError, match="dtype"):
         randn((2,), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("draw", [stratified, antithetic])
+def test_laws_of_a_whole_batch_do_not_ask_how_it_is_split(draw: Any):
+    size = 13
+    whole = draw(size, Share(3, 5, range(size), size))
+    for cuts in ([4, 9], [5, 8], [1, 2, 3, 7]):
+        ranges = [range(a, b) for a, b in itertools.pairwise([0, *cuts, size])]
+        parts = [draw(len(own), Share(3, 5, own, size)) for own in ranges]
+        assert torch.equal(torch.cat(parts), whole)
+    for other in (Share(4, 5, range(size), size), Share(3, 6, range(size), size)):
+        assert not torch.equal(draw(size, other), whole)
+    # Drawn twice, a batch shares another number, the same in every part.
+    first, second = Share(3, 5, range(size), size), Share(3, 5, [7], size)
+    twice, again = [draw(size, first) for _ in "12"], [draw(1, second) for _ in "12"]
+    assert not torch.equal(*twice)
+    assert [float(u[0]) for u in again] == [float(u[7]) for u in twice]
+
+
+@pytest.mark.parametrize("draw", [stratified, antithetic])
+def test_every_number_of_a_shared_law_is_uniform(draw: Any):
+    us = torch.stack([draw(2, Share(1, step, [2, 5], 6)) for step in range(2000)])
+    for column in us.unbind(1):
+        assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_stratified_numbers_are_one_to_a_stratum():
+    for generator in (None, seeded(0), [seeded(i) for i in range(8)], Share(0, 0, range(8), 8)):
+        u = stratified(8, generator).sort().values
+        assert (u * 8).long().tolist() == list(range(8))
+        torch.testing.assert_close(u.diff(), torch.full((7,), 1 / 8).double(), rtol=0, atol=1e-15)
+
+
+def test_a_share_is_its_generators():
+    share = Share(1, 2, [4, 1], 6)
+    assert torch.equal(randn((2, 3), share), randn((2, 3), example_generators(1, 2, [4, 1])))
+    assert torch.equal(randn((1, 3), Share(1, 2, [4, 1], 6)[1:]), randn((1, 3), example_generators(1, 2, [1])))
+    assert standing(2, share).positions.tolist() == [4, 1] and standing(2, share).size == 6
+    assert not isinstance(share, list | tuple)  # which DistributedDataParallel would make anew
+    with pytest.raises(ArgumentError, match="generator: got '2 generators', expected one per example, 3"):
+        stratified(3, share)

@@ -85,10 +85,16 @@ def test_results_of_other_options_are_kept_apart(tmp_path: Path) -> None:
 
 def test_only_a_run_that_was_begun_is_resumed(tmp_path: Path) -> None:
     check_begun(Options(out=tmp_path))
+    (tmp_path / "metrics.jsonl").touch()  # as a run leaves it that failed in its first step
+    check_begun(Options(out=tmp_path))
     with pytest.raises(ArgumentError, match="--resume"):
         check_begun(Options(out=tmp_path, resume=True))
     save(tmp_path / "config.json", "train", "x", Options())
     check_begun(Options(out=tmp_path, resume=True))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ArgumentError, match="--out: .*--resume to go on"):
+        check_begun(Options(out=tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "checkpoints" / "step_000000001").mkdir(parents=True)
     check_begun(Options(out=tmp_path, resume=True))
     with pytest.raises(ArgumentError, match="--out: .*--resume to go on"):

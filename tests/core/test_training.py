@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,17 @@ from torch import nn
 
 from polydiff.core import checkpoints
 from polydiff.core.batches import Plan, Tensors, batches, epoch_order
+from polydiff.core.categorical import absorbing
+from polydiff.core.denoisers import GaussianDenoiser, TokenDenoiser
 from polydiff.core.ema import EMA
 from polydiff.core.errors import ArgumentError, TrainingError
+from polydiff.core.gaussian import Gaussian
+from polydiff.core.objectives import Denoising, low_discrepancy
 from polydiff.core.options import TrainingOptions
+from polydiff.core.schedules import Cosine, RectifiedFlow
+from polydiff.core.score_entropy import ScoreEntropy, antithetic, stratified
 from polydiff.core.training import learning_rate, train
+from polydiff.core.vdm import VDM, LearnedSchedule
 from tests.core import training_case
 from tests.core.training_case import OPTIONS, POISONED, STEPS, Examples, Objective, run, state, vectors
 
@@ -51,6 +59,71 @@ def test_parts_change_rounding_only(tmp_path: Path):
     runs = [run(tmp_path / str(n), accumulate=n, data=data, objective=Objective(dropout=0.0)) for n in (1, 2, 4)]
     for other in runs[1:]:
         torch.testing.assert_close(losses(other), losses(runs[0]), rtol=1e-5, atol=1e-6)
+
+
+def vdm() -> nn.Module:
+    schedule = LearnedSchedule(-6.0, 4.0, hidden=8)
+    return VDM(GaussianDenoiser(Reading(), schedule), Gaussian(schedule))
+
+
+def stratified_denoising() -> nn.Module:
+    schedule = Cosine()
+    return Denoising(GaussianDenoiser(Reading(), schedule), Gaussian(schedule), times=low_discrepancy())
+
+
+def score_entropy(shares: Any) -> nn.Module:
+    schedule = RectifiedFlow()
+    network = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 4))
+    denoiser = TokenDenoiser(Blind(network), schedule)
+    return ScoreEntropy(denoiser, absorbing(schedule, 5, mask=4), shares=shares)
+
+
+class Blind(nn.Module):
+    """A network that is not told the time."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+
+class Reading(nn.Module):
+    """A linear network that is told the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(training_case.WIDTH + 1, training_case.WIDTH)
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([x, c.to(x).reshape(-1, 1) / 1000], 1))
+
+
+TIED: dict[str, Callable[[], nn.Module]] = {
+    "VDM": vdm,
+    "low_discrepancy": stratified_denoising,
+    "stratified": lambda: score_entropy(stratified),
+    "antithetic": lambda: score_entropy(antithetic),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_parts_change_rounding_only_where_a_law_ties_the_batch(tmp_path: Path, name: str):
+    tokens = torch.randint(4, (training_case.SIZE, 6), generator=torch.Generator().manual_seed(1))
+    data = Tensors(x_0=tokens if name in ("stratified", "antithetic") else vectors())
+
+    def made() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return TIED[name]()
+
+    runs = [
+        losses(run(tmp_path / str(n), accumulate=n, data=data, objective=made(), steps=8, learning_rate=1e-3))
+        for n in (1, 2, 4)
+    ]
+    for other in runs[1:]:
+        torch.testing.assert_close(other, runs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_seeds_and_learning(tmp_path: Path):
@@ -244,7 +317,9 @@ def test_gradient_that_is_not_finite(tmp_path: Path):
 
     with pytest.raises(TrainingError, match=r"step 4: loss \d.*gradient norm (nan|inf).*in the gradient"):
         run(tmp_path, objective=Root())
-    assert checkpoints.load_newest(tmp_path / "checkpoints").step == 4
+    newest = checkpoints.load_newest(tmp_path / "checkpoints")
+    assert newest.step == 4
+    assert newest.tensors["model"]["seen"] == 4 * OPTIONS.accumulate  # the state before the step, its buffers too
 
 
 # ------------------------------------------------------------------------------------------------------- bad arguments
@@ -278,6 +353,9 @@ def test_objective_of_the_wrong_kind(tmp_path: Path, losses: Any):
 
     with pytest.raises(ArgumentError, match=r"objective: .* one loss per example: a floating \(8,\)"):
         run(tmp_path, objective=Wrong())
+    corrected = run(tmp_path, steps=2)  # the folder is as good as new
+    assert [entry["step"] for entry in corrected.history] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_tensors_of_different_length():
@@ -325,8 +403,10 @@ def test_two_processes(tmp_path: Path):
     _, errors_shown = process.communicate(timeout=300)
     assert process.returncode == 0, errors_shown[-3000:]
     options: dict[str, Any] = {"decay_to": 1.0, "data": Tensors(x_0=vectors())}
-    alone = run(tmp_path / "alone", objective=Objective(dropout=0.0), **options)
-    resumed = run(tmp_path / "good", objective=Objective(dropout=0.0), resume=True, **options)
+    alone = run(tmp_path / "alone", objective=Objective(dropout=0.0, times=stratified), **options)
+    resumed = run(
+        tmp_path / "good", objective=Objective(dropout=0.0, times=stratified), resume=True, accumulate=1, **options
+    )
     assert [entry["step"] for entry in resumed.history] == list(range(1, STEPS + 1))
     torch.testing.assert_close(losses(resumed), losses(alone), rtol=0, atol=1e-5)
     for mine, other in zip(resumed.ema.parameters(), alone.ema.parameters(), strict=True):

@@ -22,7 +22,7 @@ from polydiff.core import checkpoints
 from polydiff.core.batches import Tensors
 from polydiff.core.errors import TrainingError
 from polydiff.core.options import TrainingOptions
-from polydiff.core.randomness import randn_like, uniform
+from polydiff.core.randomness import randn_like, stratified, uniform
 from polydiff.core.training import Trained, train
 
 SIZE, WIDTH = 50, 4
@@ -50,8 +50,9 @@ STEPS = OPTIONS.steps
 class Objective(nn.Module):
     """Predict the noise in t-dependent mixtures of vectors."""
 
-    def __init__(self, dropout: float = 0.2, hidden: int = 16):
+    def __init__(self, dropout: float = 0.2, hidden: int = 16, times: Callable[..., Tensor] = uniform):
         super().__init__()
+        self.times = times
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = nn.Sequential(
@@ -61,7 +62,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], generator: list[torch.Generator]) -> Tensor:
         x_0 = batch["x_0"]
-        t = uniform(len(x_0), generator).to(x_0)[:, None]
+        t = self.times(len(x_0), generator).to(x_0)[:, None]
         noise = randn_like(x_0, generator)
         self.seen += 1
         return (self.network(torch.cat([(1 - t) * x_0 + t * noise, t], 1)) - noise).square().mean(1)
@@ -122,9 +123,9 @@ def endless(folder: Path, hidden: int) -> None:
 
 
 def two_processes(folder: Path) -> None:
-    """What torchrun starts: 20 steps without dropout, then a run that meets a NaN."""
+    """What torchrun starts: 20 steps without dropout, times tied over the batch, then a run that meets a NaN."""
     data = Tensors(x_0=vectors())
-    run(folder / "good", objective=Objective(dropout=0.0), data=data, steps=20, decay_to=1.0)
+    run(folder / "good", objective=Objective(dropout=0.0, times=stratified), data=data, steps=20, decay_to=1.0)
     poisoned = vectors()
     poisoned[POISONED] = float("nan")
     try:
