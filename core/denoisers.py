@@ -137,7 +137,7 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
     def read(self, x_t: X, t: Time, numbers: tuple[Any, ...], kernel: Any, condition: dict[str, Any]) -> B:
         """The belief from those coefficients, floats or tensors (B,)."""
 
-    def forward(self, x_t: X, t: Tensor, kernel: Any, **condition: Any) -> B:
+    def forward(self, x_t: X, t: Tensor, kernel: Any = None, **condition: Any) -> B:
         """The belief about x_0.
 
         Args:
@@ -146,6 +146,8 @@ class Denoiser(nn.Module, ABC, Generic[X, B]):
             kernel: whose process x_t comes from.
             condition: what the network takes besides.
         """
+        if kernel is None:
+            raise ArgumentError("kernel", None, "one: samplers take a denoiser that is bound, `denoiser.given(kernel)`")
         return self.read(x_t, t, self.coefficients(t, kernel.schedule), kernel, condition)
 
     def given(self, kernel: Any, **condition: Any) -> Conditioned[X, B]:
@@ -192,6 +194,9 @@ class GaussianDenoiser(Denoiser[Tensor, Belief]):
         super().__init__()
         if not 0 <= spread <= 1:
             raise ArgumentError("spread", spread, "a number in [0, 1]")
+        for name, function in (("parametrisation", parametrisation), ("conditioning", conditioning)):
+            if not callable(function):
+                raise ArgumentError(name, function, f"a function, such as denoisers.{function}")
         self.spread = float(spread)
         self.network, self.schedule, self.learned_range = network, schedule, learned_range
         self.parametrisation, self.conditioning = parametrisation, conditioning

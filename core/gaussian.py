@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .distributions import Normal, OpenMean, Scaled
+from .errors import ArgumentError
 from .kernel import Kernel, Memo, Path, Time, check_order, interior
 from .noise import Isotropic, Noise, own_view
 from .randomness import Randomness
@@ -62,6 +63,8 @@ class TensorPath(Path[Tensor], ABC):
 
     def __init__(self, schedule: Schedule, noise: Noise | None = None):
         super().__init__()
+        if not isinstance(schedule, Schedule):
+            raise ArgumentError("schedule", schedule, "a schedule, such as schedules.Cosine()")
         self.schedule = schedule
         self._modules["noise"] = noise if noise is not None else Isotropic()
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from .config import Range, to_dict
 from .errors import ConfigError
 
-__all__ = ["TrainingOptions", "binding", "check_same"]
+__all__ = ["FREE", "TrainingOptions", "binding", "check_same"]
 
-_FREE = frozenset(
+FREE = frozenset(
     {"steps", "accumulate", "workers", "checkpoint_every", "checkpoint_minutes", "keep", "log_every"}
     | {"compile", "channels_last", "cpu", "progress"}
 )
@@ -67,7 +67,7 @@ class TrainingOptions:
 
 def binding(options: TrainingOptions) -> dict[str, Any]:
     """The options that a resumed run must share with the run it continues, as plain JSON values."""
-    return {name: value for name, value in to_dict(options).items() if name not in _FREE}
+    return {name: value for name, value in to_dict(options).items() if name not in FREE}
 
 
 def check_same(options: TrainingOptions, recorded: dict[str, Any]) -> None:

@@ -228,6 +228,8 @@ def _draw(
     if generator is None or isinstance(generator, torch.Generator):
         place = "cpu" if generator is None else generator.device
         return make(tuple(shape), generator=generator, dtype=dtype, device=place)
+    if not isinstance(generator, Sequence):
+        raise ArgumentError("generator", generator, "a torch.Generator, a list with one per example, or None")
     if len(shape) == 0 or len(generator) != shape[0]:
         raise ArgumentError("generator", f"{len(generator)} generators", f"one per example of shape {tuple(shape)}")
     if len(generator) == 0:

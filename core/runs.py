@@ -15,6 +15,7 @@ from typing import Any
 from .commands import CONFIG_NAME
 from .config import load, to_dict
 from .errors import ArgumentError, ConfigError, DataError
+from .options import FREE
 from .records import holds_records
 
 __all__ = ["check_begun", "check_free", "command_line", "make_folder", "model_folder"]
@@ -25,10 +26,19 @@ LOCAL = frozenset(
 """Options that say where and how to work on this machine, not what comes out."""
 
 
-def check_begun(options: Any) -> None:
-    """An ArgumentError if `options.out` holds no run to resume, or one that `options.resume` does not ask for."""
-    if options.resume and not (options.out / CONFIG_NAME).exists():
-        raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
+def check_begun(options: Any, domain: str) -> None:
+    """An ArgumentError if `options.out` holds no run to resume, one of other options, or one not asked for.
+
+    Weights do not tell how their network was read, on which schedule, or what they learned from: other options would
+    make another model of them without a word.
+    """
+    if options.resume:
+        kept = options.out / CONFIG_NAME
+        if not kept.exists():
+            raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
+        for name, value, begun in differences(options, load(kept, "train", domain, type(options))):
+            if name not in FREE:
+                raise ArgumentError(flag(name), value, f"{begun!r}, with which the run was begun")
     if not options.resume and (holds_records(options.out) or any((options.out / "checkpoints").glob("step_*"))):
         raise ArgumentError("--out", str(options.out), "a folder without a run, or --resume to go on with this one")
 
@@ -44,7 +54,8 @@ def make_folder(path: Path) -> None:
 def check_free(options: Any, command: str, domain: str) -> None:
     """An ArgumentError if `options.out` holds results of other options, which would end up among the new ones."""
     kept = options.out / CONFIG_NAME
-    if kept.exists():
+    # A command that failed or was stopped before its first result left nothing but its options.
+    if kept.exists() and any(path != kept for path in options.out.iterdir()):
         try:
             same = to_dict(replace(load(kept, command, domain, type(options)), processes=options.processes))
         except ConfigError:
@@ -75,23 +86,28 @@ def command_line(options: Any, command: str, domain: str) -> str:
         options: the command's dataclass; groups of options are dataclasses in its fields.
         command, domain: as in `polydiff COMMAND DOMAIN`.
     """
-    words = ["polydiff", command, domain, *_flags(options, type(options)())]
+    words = ["polydiff", command, domain]
+    for name, value, _ in differences(options, type(options)()):
+        if isinstance(value, bool):
+            words.append(flag(name) if value else "--no-" + flag(name)[2:])
+        else:
+            words += [flag(name), *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 
-def _flags(options: Any, standard: Any) -> list[str]:
-    """Flags and values; those of groups come after the options beside them."""
-    words: list[str] = []
-    groups: list[str] = []
+def flag(name: str) -> str:
+    """How an option is called on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def differences(options: Any, others: Any) -> list[tuple[str, Any, Any]]:
+    """(name, value, the others' value) of what differs, but for matters of this machine; groups come last."""
+    own: list[tuple[str, Any, Any]] = []
+    groups: list[tuple[str, Any, Any]] = []
     for each in fields(options):
-        value, default = getattr(options, each.name), getattr(standard, each.name)
-        flag = "--" + each.name.replace("_", "-")
+        value, other = getattr(options, each.name), getattr(others, each.name)
         if is_dataclass(value):
-            groups += _flags(value, default)
-        elif each.name in LOCAL or value == default:
-            continue
-        elif isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag[2:])
-        else:
-            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return [*words, *groups]
+            groups += differences(value, other)
+        elif each.name not in LOCAL and value != other:
+            own.append((each.name, value, other))
+    return [*own, *groups]

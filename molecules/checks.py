@@ -22,7 +22,7 @@ LARGEST = 1 << 20
 
 def check_train(options: Train) -> None:
     """An ArgumentError for an --out that holds a run already, or none to resume."""
-    check_begun(options)
+    check_begun(options, "molecules")
 
 
 def check_sample(options: Sample) -> None:

@@ -66,7 +66,7 @@ def generation_options(options: Train) -> GenerationTrain:
 def conformers(options: Train) -> None:
     """`--task conformers`."""
     refuse(options, ["types"], MOLECULES)
-    check_begun(options)
+    check_begun(options, "molecules")
     data = data_of(options, "train")
 
     def announce(size: int) -> None:

@@ -40,7 +40,7 @@ AnyPipeline = TextPipeline | AutoregressivePipeline
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
-    check_begun(options)
+    check_begun(options, "text")
     check_baseline(options)
     vocabulary = vocabulary_named(options.vocabulary)
     data = load(options.data, "train", length=options.length, vocabulary=vocabulary, data_root=options.data_root)

@@ -43,7 +43,7 @@ def flags(names: Mapping[str, str]) -> Iterator[None]:
 
 def check_train(options: Train) -> None:
     """An ArgumentError for an --out that holds a run already, or none to resume; and for options that contradict."""
-    check_begun(options)
+    check_begun(options, "timeseries")
     if options.horizon is not None and "forecast" not in options.targets:
         raise ArgumentError("--horizon", options.horizon, "--targets forecast beside it: other targets have none")
     if options.horizon is not None and options.window is not None and options.horizon >= options.window:

@@ -35,7 +35,7 @@ __all__ = ["data_of", "main", "objective_of", "series_config", "targets_of", "tr
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
-    check_begun(options)
+    check_begun(options, "timeseries")
     data = data_of(options, "train")
 
     def announce(size: int) -> None:

@@ -29,7 +29,7 @@ __all__ = ["image_config", "main", "train"]
 
 def main(options: Train) -> None:
     """Train as the options say and write the model."""
-    check_begun(options)
+    check_begun(options, "vision")
     data = load(options.data, "train", data_root=options.data_root, size=options.size)
     network = image_config(data, options).network
     channels, height, width = data.shape

@@ -409,6 +409,16 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
         ("EDM's times by the variance", "schedule.inverse(-2 * log_sigma)", "schedule.inverse(-log_sigma)"),
     ],
     "randomness": [
+        (
+            "seed and step are added",
+            "seeded(seed, step, position) for",
+            "seeded(seed + step, position) for",
+        ),
+        (
+            "double precision is drawn in single",
+            "return torch.float64 if dtype == torch.float64 else torch.float32",
+            "return torch.float32",
+        ),
         ("one time for the whole batch", "+ positions.double() / size) % 1", "+ positions.double()) % 1"),
     ],
     "bounds": [
@@ -1124,18 +1134,6 @@ TABLE: dict[str, list[tuple[str, str, str]]] = {
             "a failure counts as not applicable",
             'domain, "FAILED", reason)',
             'domain, "n.a.", reason)',
-        ),
-    ],
-    "randomness": [
-        (
-            "seed and step are added",
-            "seeded(seed, step, position) for",
-            "seeded(seed + step, position) for",
-        ),
-        (
-            "double precision is drawn in single",
-            "return torch.float64 if dtype == torch.float64 else torch.float32",
-            "return torch.float32",
         ),
     ],
 }

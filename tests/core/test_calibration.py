@@ -192,7 +192,7 @@ def test_never_worse_than_the_start() -> None:
 
 
 def test_what_does_not_help_elsewhere_is_not_taken() -> None:
-    """Fitted to other data, where weights that are best are bad here: by the robust loss of validation the start stays."""
+    """Fitted to other data, whose best weights are bad here: by the robust loss of validation the start stays."""
     validation, tables = mixture(64, 12), starts(6)[:1]
     narrow = GaussianData(torch.full((4,), 3.0).double(), 1e-4 * torch.eye(4).double())
     x = noise(64, 1, 4)

@@ -319,6 +319,20 @@ def test_guidance_of_the_output_is_guidance_of_the_belief(name: str) -> None:
     torch.testing.assert_close(guided, none + 2.5 * (one - none), rtol=1e-9, atol=1e-9)
 
 
+def test_what_is_no_function_or_not_bound_is_named() -> None:
+    kernel = Gaussian(LinearBeta())
+    with pytest.raises(ArgumentError, match="^parametrisation: got 'v', .*denoisers.v"):
+        GaussianDenoiser(nn.Identity(), kernel.schedule, "v")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError, match="^conditioning"):
+        GaussianDenoiser(nn.Identity(), kernel.schedule, denoisers.v, 3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError, match="^kernel.*given"):
+        GaussianDenoiser(nn.Identity(), kernel.schedule)(torch.zeros(2, 3), torch.full((2,), 0.5))
+    with pytest.raises(ArgumentError, match="^schedule"):
+        Gaussian("cosine")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ArgumentError, match="^generator: got 0"):
+        kernel.prior(torch.zeros(2, 3)).sample(0)  # pyright: ignore[reportArgumentType]
+
+
 def test_guidance_names_bad_arguments() -> None:
     with pytest.raises(ArgumentError, match="^weight"):
         ClassifierFree(Labelled(), math.nan, {"label": 10})

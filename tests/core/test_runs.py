@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
@@ -78,24 +78,41 @@ def test_results_of_other_options_are_kept_apart(tmp_path: Path) -> None:
     save(tmp_path / "config.json", "sample", "x", options)
     check_free(options, "sample", "x")
     check_free(replace(options, processes=2), "sample", "x")
+    check_free(replace(options, name="b"), "sample", "x")  # what failed before its first result is in nobody's way
+    (tmp_path / "00000.png").touch()
+    check_free(options, "sample", "x")
     for other, command in ((replace(options, name="b"), "sample"), (options, "evaluate")):
         with pytest.raises(ArgumentError, match="--out"):
             check_free(other, command, "x")
 
 
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"name": "b"}, "--name: got 'b', expected 'a', with which"), ({"fast": False}, "--fast"), ({}, "--width")],
+)
+def test_a_run_goes_on_with_the_options_that_it_was_begun_with(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    begun = Options(out=tmp_path, resume=True)
+    save(tmp_path / "config.json", "train", "x", begun)
+    check_begun(replace(begun, processes=3, group=replace(begun.group, cpu=True)), "x")
+    with pytest.raises(ArgumentError, match=named):
+        check_begun(replace(begun, **changed or {"group": replace(begun.group, width=8)}), "x")
+
+
 def test_only_a_run_that_was_begun_is_resumed(tmp_path: Path) -> None:
-    check_begun(Options(out=tmp_path))
+    check_begun(Options(out=tmp_path), "x")
     (tmp_path / "metrics.jsonl").touch()  # as a run leaves it that failed in its first step
-    check_begun(Options(out=tmp_path))
+    check_begun(Options(out=tmp_path), "x")
     with pytest.raises(ArgumentError, match="--resume"):
-        check_begun(Options(out=tmp_path, resume=True))
+        check_begun(Options(out=tmp_path, resume=True), "x")
     save(tmp_path / "config.json", "train", "x", Options())
-    check_begun(Options(out=tmp_path, resume=True))
+    check_begun(Options(out=tmp_path, resume=True), "x")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ArgumentError, match="--out: .*--resume to go on"):
-        check_begun(Options(out=tmp_path))
+        check_begun(Options(out=tmp_path), "x")
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "checkpoints" / "step_000000001").mkdir(parents=True)
-    check_begun(Options(out=tmp_path, resume=True))
+    check_begun(Options(out=tmp_path, resume=True), "x")
     with pytest.raises(ArgumentError, match="--out: .*--resume to go on"):
-        check_begun(Options(out=tmp_path))
+        check_begun(Options(out=tmp_path), "x")
