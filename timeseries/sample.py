@@ -78,6 +78,9 @@ def main(options: Sample) -> None:
         + (f", {counted(options.horizon, 'row')} to add" if options.horizon else ""),
         flush=True,
     )
+    if not missing and not options.horizon and options.model is None and options.fitting.keep is None:
+        expected = "an empty cell to fill, --horizon rows to add, or --keep, for which a model is fitted"
+        raise DataError(f"{options.input}: nothing to do: {expected}")
     for path in (place_of(options), options.plot):
         if path is not None:  # before anything that takes long
             make_folder(path.absolute().parent)
