@@ -44,7 +44,7 @@ TYPE_LOSSES: Mapping[TypeLossName, Weight] = {
 
 def main(options: GenerationTrain, whole: Any = None) -> None:
     """Train as the options say and write the model; `whole` as in `train`."""
-    check_begun(options, "molecules")
+    check_begun(options if whole is None else whole, "molecules")
     data = load(options.data, "train", data_root=options.data_root, count=options.count)
     print(
         f"{data.name}: {len(data)} molecules of {', '.join(data.elements)}, up to {len(data.sizes) - 1} atoms; "
