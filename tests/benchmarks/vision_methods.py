@@ -312,11 +312,10 @@ def distilled(bench: Bench) -> None:
     """Progressive distillation of the base model from 64 steps to 1.
 
     A round has a third of the common budget, from 8 steps on all of it: the fewer the steps, the further the student's
-    target is from what it begins with (Salimans & Ho 2022 lengthen their last rounds too). The grid is finer near the
-    data: on a uniform one the last of a student's steps costs as much FID as all others.
+    target is from what it begins with (Salimans & Ho 2022 lengthen their last rounds too).
     """
     teacher, kernel = bench.base()
-    times = graded(TEACHER_STEPS)
+    times = GRIDS[bench.options.grid](TEACHER_STEPS)
     bench.row((teacher, kernel), "teacher (DDIM)", on(ddim, times))
     for grid in halvings(times):
         student = GaussianDenoiser(learner(teacher), kernel.schedule, v)
@@ -329,8 +328,11 @@ def distilled(bench: Bench) -> None:
 
 
 def graded(n: int) -> Tensor:
-    """sqrt(t) in equal intervals from 1 to 1/n, then 0: the last interval is a uniform grid's."""
+    """sqrt(t) in equal intervals from 1 to 1/n, then 0: finer near the data, with the last interval of a uniform grid."""
     return torch.cat([torch.linspace(1, n**-0.5, n, dtype=torch.float64) ** 2, torch.zeros(1, dtype=torch.float64)])
+
+
+GRIDS = {"uniform": grids.uniform, "graded": graded}
 
 
 def consistent(bench: Bench) -> None:
@@ -487,6 +489,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of a training")
     parser.add_argument("--batch", type=int, default=OPTIONS.batch_size, help="examples of a training step")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate of students")
+    parser.add_argument("--grid", choices=GRIDS, default="uniform", help="of the teacher that is distilled")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--bits", type=int, default=450, help="held-out images whose bits are counted")
     parser.add_argument("--calls", type=int, nargs="+", default=[*BUDGETS, 1000], help="budgets of the samplers")
@@ -500,6 +503,7 @@ def main() -> None:
             "steps of a training": options.steps,
             "batch": options.batch,
             "learning rate of students": options.rate,
+            "grid of the teacher": options.grid,
         }
         bench.keep(**{f"{fact}, {name}": number for fact, number in budget.items()})
 
