@@ -328,7 +328,7 @@ def distilled(bench: Bench) -> None:
 
 
 def graded(n: int) -> Tensor:
-    """sqrt(t) in equal intervals from 1 to 1/n, then 0: finer near the data, with the last interval of a uniform grid."""
+    """sqrt(t) in equal intervals from 1 to 1/n, then 0: finer near the data; the last interval is a uniform grid's."""
     return torch.cat([torch.linspace(1, n**-0.5, n, dtype=torch.float64) ** 2, torch.zeros(1, dtype=torch.float64)])
 
 
