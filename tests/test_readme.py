@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from polydiff.core import grids
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -41,7 +43,7 @@ def test_own_network_and_data_reach_the_circle() -> None:
 
 def test_the_methods_of_the_core_on_the_shipped_model() -> None:
     text = (ROOT / "core" / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     names: dict[str, Any] = {"__name__": "readme"}
     exec(block, names)
     for name in ("x_0", "drawn", "between", "changed", "filled"):
@@ -49,6 +51,25 @@ def test_the_methods_of_the_core_on_the_shipped_model() -> None:
         assert bool(names[name].isfinite().all())
     assert torch.equal(names["filled"][:, :, :14], names["x_0"][:, :, :14])
     assert bool(names["found"].nats.isfinite().all())
+
+
+def test_training_calibrating_and_distilling_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "core" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["solver"].rmse < names["solver"].rmse_start
+    assert names["nats"].shape == (8,) and bool(names["nats"].isfinite().all())
+    with torch.no_grad():
+        x = torch.randn(2000, 2)
+        drawn = names["last"](
+            names["ddim"](names["quick"].given(names["kernel"]), names["kernel"], x, grids.uniform(4))
+        )
+    # The data's deviations are 1 and 0.2.
+    assert 0.6 < float(drawn[:, 0].std()) < 1.3 and float(drawn[:, 1].std()) < 0.5
 
 
 def test_tables_are_those_of_the_results() -> None:
