@@ -134,9 +134,11 @@ def load(path: str | os.PathLike[str], command: str, domain: str, kind: type[T])
     version = whole.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         newer = isinstance(version, int) and version > FORMAT_VERSION
-        raise ConfigError(
-            "format_version", version, f"{FORMAT_VERSION}" + newer * "; update polydiff to read this file"
+        form = (
+            f'{{"format_version": {FORMAT_VERSION}, "command": "{command}", "domain": "{domain}", "options": {{...}}}}'
         )
+        expected = f"{FORMAT_VERSION}" + ("; update polydiff to read this file" if newer else f", as in {form}")
+        raise ConfigError("format_version", version, f"{expected}, in {path}")
     for key, expected in (("command", command), ("domain", domain)):
         if (got := whole.pop(key, None)) != expected:
             raise ConfigError(key, got, f"{expected!r}, in {path}")

@@ -64,10 +64,8 @@ def test_training_calibrating_and_distilling_a_network_of_ones_own(
     assert names["solver"].rmse < names["solver"].rmse_start
     assert names["nats"].shape == (8,) and bool(names["nats"].isfinite().all())
     with torch.no_grad():
-        x = torch.randn(2000, 2)
-        drawn = names["last"](
-            names["ddim"](names["quick"].given(names["kernel"]), names["kernel"], x, grids.uniform(4))
-        )
+        x, kernel = torch.randn(2000, 2), names["kernel"]
+        drawn = names["last"](names["ddim"](names["quick"].given(kernel), kernel, x, grids.uniform(4)))
     # The data's deviations are 1 and 0.2.
     assert 0.6 < float(drawn[:, 0].std()) < 1.3 and float(drawn[:, 1].std()) < 0.5
 
