@@ -32,15 +32,16 @@ def check_begun(options: Any, domain: str) -> None:
     Weights do not tell how their network was read, on which schedule, or what they learned from: other options would
     make another model of them without a word.
     """
-    if options.resume:
-        kept = options.out / CONFIG_NAME
-        if not kept.exists():
-            raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
-        for name, value, begun in differences(options, load(kept, "train", domain, type(options))):
-            if name not in FREE:
-                raise ArgumentError(flag(name), value, f"{begun!r}, with which the run was begun")
-    if not options.resume and (holds_records(options.out) or any((options.out / "checkpoints").glob("step_*"))):
-        raise ArgumentError("--out", str(options.out), "a folder without a run, or --resume to go on with this one")
+    if not options.resume:
+        if holds_records(options.out) or any((options.out / "checkpoints").glob("step_*")):
+            raise ArgumentError("--out", str(options.out), "a folder without a run, or --resume to go on with this one")
+        return
+    kept = options.out / CONFIG_NAME
+    if not kept.exists():
+        raise ArgumentError("--resume", str(options.out), "--out to name a folder in which a run was begun")
+    for name, value, begun in differences(options, load(kept, "train", domain, type(options))):
+        if name not in FREE:
+            raise ArgumentError(flag(name), value, f"{begun!r}, with which the run was begun")
 
 
 def make_folder(path: Path) -> None:

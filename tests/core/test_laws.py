@@ -14,6 +14,7 @@ from torch.distributions import Normal as TorchNormal
 from polydiff.core.distributions import Normal, Scaled
 from polydiff.core.errors import ArgumentError
 from polydiff.core.gaussian import Belief, Gaussian
+from polydiff.core.kernel import Memo
 from polydiff.core.randomness import seeded
 from tests.core.cases import CASES, SCHEDULES, B, Case, centred, isotropic, parts, product, some_masked
 
@@ -188,6 +189,21 @@ def states(x: Any) -> tuple[Tensor, ...]:
 def rows_of(kernel: Any, x: Tensor, example: int) -> Tensor:
     index = getattr(getattr(kernel, "noise", kernel).layout, "index", None)
     return torch.arange(len(x)) == example if index is None else index == example
+
+
+def test_times_that_are_never_asked_for_again_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Memo, "MOST", 5)
+    asked = []
+
+    def twice(t: Tensor) -> tuple[Tensor, ...]:
+        asked.append(float(t))
+        return (2 * t,)
+
+    memo = Memo(twice, True)
+    for i in range(12):
+        assert memo(float(i)) == memo(float(i)) == (2.0 * i,)
+        assert len(memo.known) <= 5
+    assert asked == list(range(12))  # each of them once
 
 
 def test_given_is_an_independent_view() -> None:
